@@ -1,0 +1,169 @@
+"""The ``cellblock`` command: one of several doors to the same engine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from cellblock import __version__, client, table
+from cellblock.engine import Engine
+from cellblock.errors import (
+    CellblockError,
+    InvalidJobError,
+    JobFileError,
+    LimitAboveMaximumError,
+    UnknownEnvironmentError,
+)
+from cellblock.host import DEFAULT_CONFIG_PATH, Host
+from cellblock.job import load_job_data, parse_document, parse_job
+from cellblock.service import listen_fd, serve
+
+EXIT_OK, EXIT_JOB_NOT_OK, EXIT_BAD_INPUT, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+MAX_PARALLEL_REQUESTS = 64
+_BAD_INPUT = (InvalidJobError, JobFileError, LimitAboveMaximumError, UnknownEnvironmentError)
+
+_EPILOG = """\
+exit status:
+  0    every job ended well
+  1    a job did not: see its verdict
+  2    bad usage or an invalid job; nothing was run
+  3    the service or this host cannot run jobs
+  130  interrupted; the jobs were ended
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.function(options)
+        return status
+    except CellblockError as problem:
+        if getattr(options, "format", None) == "json":
+            print(json.dumps({"error": problem.as_dict()}))
+        print(f"cellblock: {problem}", file=sys.stderr)
+        return EXIT_BAD_INPUT if isinstance(problem, _BAD_INPUT) else EXIT_UNAVAILABLE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cellblock",
+        description="Runs untrusted programs in sandboxes on this host and reports what they did.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"cellblock {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run jobs and print one JSON record per job")
+    run.add_argument(
+        "jobs", nargs="+", metavar="JOB", help="job file (YAML or JSON); - reads one or a list"
+    )
+    run.add_argument(
+        "--format", choices=("json", "table"), default="json", help="what to print (default: json)"
+    )
+    run.add_argument(
+        "--json", action="store_const", dest="format", const="json", help="--format json"
+    )
+    run.set_defaults(function=_run)
+
+    check = commands.add_parser(
+        "check", help="say whether this host would run the jobs; runs nothing"
+    )
+    check.add_argument("jobs", nargs="+", metavar="JOB", help="as for run")
+    check.set_defaults(function=_check, format="json")
+
+    environments = commands.add_parser("environments", help="list what jobs can run in")
+    environments.set_defaults(function=_environments)
+
+    service = commands.add_parser("serve", help="the supervisor; started by systemd")
+    service.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, metavar="FILE")
+    service.set_defaults(function=_serve)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    jobs = _checked(options.jobs)
+    with ThreadPoolExecutor(min(len(jobs), MAX_PARALLEL_REQUESTS)) as pool:
+        try:
+            records = list(pool.map(_request_run, jobs))
+        except KeyboardInterrupt:
+            # The pool would wait for its jobs; without their connections the service ends them.
+            os._exit(EXIT_INTERRUPTED)
+    if options.format == "table":
+        print(table.render(records))
+    else:
+        for record in records:
+            print(json.dumps(record))
+    for record in records:
+        if "error" in record:
+            print(f"cellblock: {record['name']}: {record['error']['text']}", file=sys.stderr)
+    if any("error" in record for record in records):
+        return EXIT_UNAVAILABLE
+    return EXIT_OK if all(r["verdict"] == "ok" for r in records) else EXIT_JOB_NOT_OK
+
+
+def _request_run(job: dict[str, Any]) -> dict[str, Any]:
+    """The job's record; a failure of one job must not lose the records of the others."""
+    try:
+        return client.request({"op": "run", "job": job})
+    except CellblockError as problem:
+        return {
+            "name": job.get("name", "job"),
+            "verdict": "internal_error",
+            "stages": [],
+            "error": problem.as_dict(),
+        }
+
+
+def _check(options: argparse.Namespace) -> int:
+    _checked(options.jobs)
+    return EXIT_OK
+
+
+def _checked(sources: list[str]) -> list[dict[str, Any]]:
+    """Every job as data that the service accepts, all checked before any is run."""
+    jobs: list[tuple[str, Any]] = []
+    for source in sources:
+        if source == "-":
+            data = parse_document(sys.stdin.read(), "standard input")
+            jobs += [
+                (f"job {n}", job)
+                for n, job in enumerate(data if isinstance(data, list) else [data], 1)
+            ]
+        else:
+            jobs.append((source, load_job_data(Path(source))))
+    if not jobs:
+        raise InvalidJobError("standard input", "has no job", "send a job or a list of jobs")
+    for name, job in jobs:
+        try:
+            parse_job(job)
+            client.request({"op": "check", "job": job})
+        except _BAD_INPUT as problem:
+            if len(jobs) == 1 and name == "job 1":
+                raise
+            raise type(problem)(
+                f"{name}: {problem.subject}", problem.message, problem.remedy
+            ) from None
+    return [job for _, job in jobs]
+
+
+def _environments(_: argparse.Namespace) -> int:
+    for name, description in sorted(client.request({"op": "environments"}).items()):
+        print(f"{name:<16} {description}")
+    return EXIT_OK
+
+
+def _serve(options: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    serve(Engine(Host.load(options.config)), listen_fd())
+    return EXIT_OK

@@ -1,0 +1,100 @@
+"""Typed errors: each has a stable code, names its subject and says what to change.
+
+The code is part of the interface (JSON output, Ansible results); the wording is not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class CellblockError(Exception):
+    """Base of all expected failures.
+
+    ``subject`` is the field, file or host the error is about, ``message`` what is wrong with it,
+    ``remedy`` what to do. ``str()`` of the error is one sentence with all three.
+    """
+
+    code = "error"
+
+    def __init__(self, subject: str, message: str, remedy: str) -> None:
+        self.subject = subject
+        self.message = message
+        self.remedy = remedy
+        super().__init__(f"{subject}: {message}; {remedy}")
+
+    def as_dict(self) -> dict[str, str]:
+        """The error as it travels in JSON: code, subject, message, remedy, text."""
+        return {
+            "code": self.code,
+            "subject": self.subject,
+            "message": self.message,
+            "remedy": self.remedy,
+            "text": str(self),
+        }
+
+
+class InvalidJobError(CellblockError):
+    """The job, as written, cannot be run on any host; ``subject`` is the field."""
+
+    code = "invalid_job"
+
+
+class JobFileError(CellblockError):
+    """A job file, or a file that it names, cannot be read; ``subject`` is the path."""
+
+    code = "job_file"
+
+
+class UnknownEnvironmentError(CellblockError):
+    """The host has no such environment."""
+
+    code = "unknown_environment"
+
+
+class LimitAboveMaximumError(CellblockError):
+    """The job asks for more than this host gives."""
+
+    code = "limit_above_maximum"
+
+
+class HostSetupError(CellblockError):
+    """This host cannot enforce what it must; no job is started (never silently weaker)."""
+
+    code = "host_setup"
+
+
+class ServiceUnavailableError(CellblockError):
+    """The supervisor's socket does not answer, or refuses the caller."""
+
+    code = "service_unavailable"
+
+
+class InternalError(CellblockError):
+    """The sandbox failed; not caused by the job."""
+
+    code = "internal_error"
+
+
+_BY_CODE: dict[str, type[CellblockError]] = {
+    cls.code: cls
+    for cls in (
+        InvalidJobError,
+        JobFileError,
+        UnknownEnvironmentError,
+        LimitAboveMaximumError,
+        HostSetupError,
+        ServiceUnavailableError,
+        InternalError,
+    )
+}
+
+
+def from_dict(data: dict[str, Any]) -> CellblockError:
+    """The inverse of :meth:`CellblockError.as_dict`, for clients of the service."""
+    cls = _BY_CODE.get(str(data.get("code")), InternalError)
+    return cls(
+        str(data.get("subject", "service")),
+        str(data.get("message", "unknown failure")),
+        str(data.get("remedy", "see the journal of cellblock.service")),
+    )

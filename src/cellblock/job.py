@@ -1,0 +1,372 @@
+"""What a job is: types, and the strict parser that makes them from YAML, JSON or Ansible data.
+
+Nothing here touches the host: :func:`parse_job` is pure, :func:`load_job` reads the job file and the
+files that it names with the caller's own rights.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cellblock.errors import InvalidJobError, JobFileError
+from cellblock.limits import StageConstraints
+
+MAX_STAGES = 32
+MAX_FILES = 256
+MAX_INPUT_BYTES = 64 * 2**20
+"""All files and standard inputs of a job together."""
+MAX_ARGUMENT_BYTES = 128 * 1024
+"""One argument or environment variable; the kernel's MAX_ARG_STRLEN."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """A file that the job finds below its work directory; ``name`` is a relative path."""
+
+    name: str
+    content: bytes
+    executable: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command. ``run_always``: also when an earlier stage did not end well."""
+
+    name: str
+    command: tuple[str, ...]
+    stdin: bytes = b""
+    environment_variables: Mapping[str, str] = field(default_factory=dict)
+    working_directory: str = "."
+    constraints: StageConstraints = field(default_factory=StageConstraints)
+    run_always: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """A unit of work: files and stages, run in order in one environment."""
+
+    environment: str
+    stages: tuple[Stage, ...]
+    name: str = "job"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[JobFile, ...] = ()
+
+
+def parse_job(data: object) -> Job:
+    """A :class:`Job` from plain data (the shape in ``docs/jobs.md``).
+
+    File contents must be in the data (``text`` or ``base64``): see :func:`load_job` for ``path``.
+    Raises :class:`InvalidJobError` naming the field.
+    """
+    fields = _mapping(
+        data, "job", required=("environment", "stages"), optional=("name", "labels", "files")
+    )
+    name = _name(fields.get("name", "job"), "name")
+    environment = _name(fields["environment"], "environment")
+    labels = _string_mapping(fields.get("labels", {}), "labels")
+    files = tuple(_files(fields.get("files", {})))
+    raw_stages = fields["stages"]
+    if not isinstance(raw_stages, list) or not 1 <= len(raw_stages) <= MAX_STAGES:
+        raise InvalidJobError(
+            "stages", f"is not a list of 1 to {MAX_STAGES} stages", "write at least one stage"
+        )
+    stages = tuple(_stage(raw, f"stages[{index}]") for index, raw in enumerate(raw_stages))
+    names = [stage.name for stage in stages]
+    for index, stage_name in enumerate(names):
+        if stage_name in names[:index]:
+            raise InvalidJobError(
+                f"stages[{index}].name",
+                f"is {stage_name!r}, the name of an earlier stage",
+                "give every stage its own name",
+            )
+    size = sum(len(f.content) for f in files) + sum(len(stage.stdin) for stage in stages)
+    if size > MAX_INPUT_BYTES:
+        raise InvalidJobError(
+            "files",
+            f"and inputs are {size} bytes together",
+            f"send at most {MAX_INPUT_BYTES} bytes",
+        )
+    return Job(environment=environment, stages=stages, name=name, labels=labels, files=files)
+
+
+def parse_document(text: str, source: str) -> object:
+    """YAML or JSON text as plain data; raises :class:`JobFileError` naming ``source``."""
+    try:
+        # JSON first: it needs no third-party module and YAML is slow.
+        return json.loads(text)
+    except ValueError:
+        pass
+    except RecursionError:
+        raise JobFileError(source, "is nested too deeply", "write a plain job") from None
+    import yaml  # only clients read YAML; the service must start without it
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as problem:
+        detail = " ".join(str(problem).split())
+        raise JobFileError(
+            source, f"is neither YAML nor JSON: {detail}", "mend the syntax"
+        ) from None
+    except (RecursionError, ValueError) as problem:  # ValueError: for example month 13 in a date
+        raise JobFileError(source, f"cannot be read as YAML: {problem}", "mend it") from None
+
+
+def load_job_data(path: Path) -> dict[str, Any]:
+    """The job file at ``path`` as plain data in which every ``path:`` became ``base64:``.
+
+    Paths are relative to the job file and are opened with the rights of the caller, so that the
+    privileged service never opens a path that a job names. Raises :class:`JobFileError` or
+    :class:`InvalidJobError`.
+    """
+    data = parse_document(_read(path, str(path)).decode("utf-8", "replace"), str(path))
+    if not isinstance(data, dict):
+        raise InvalidJobError(str(path), "is not a mapping", "write environment: and stages:")
+    embedded = dict(data)
+    files = data.get("files", {})
+    if isinstance(files, dict):
+        embedded["files"] = {
+            name: _embed(content, path, f"files.{name}") for name, content in files.items()
+        }
+    stages = data.get("stages")
+    if isinstance(stages, list):
+        embedded["stages"] = [
+            {**stage, "stdin": _embed(stage["stdin"], path, f"stages[{index}].stdin")}
+            if isinstance(stage, dict) and "stdin" in stage
+            else stage
+            for index, stage in enumerate(stages)
+        ]
+    return embedded
+
+
+def load_job(path: Path) -> Job:
+    """The :class:`Job` in the file at ``path``; raises as :func:`load_job_data`."""
+    return parse_job(load_job_data(path))
+
+
+def _embed(content: object, job_path: Path, where: str) -> object:
+    if not isinstance(content, dict) or "path" not in content:
+        return content
+    named = content["path"]
+    if not isinstance(named, str) or not named:
+        raise InvalidJobError(f"{where}.path", f"is {named!r}, not a path", "write a file's path")
+    read = _read(job_path.parent / named, f"{where}.path ({job_path.parent / named})")
+    rest = {key: value for key, value in content.items() if key != "path"}
+    return {**rest, "base64": base64.b64encode(read).decode("ascii")}
+
+
+def _read(path: Path, subject: str) -> bytes:
+    try:
+        if not path.is_file():
+            raise JobFileError(
+                subject,
+                "is not a regular file" if path.exists() else "does not exist",
+                "name an existing file, relative to the job file",
+            )
+        if path.stat().st_size > MAX_INPUT_BYTES:
+            raise JobFileError(subject, "is too large", f"send at most {MAX_INPUT_BYTES} bytes")
+        return path.read_bytes()
+    except OSError as problem:
+        raise JobFileError(
+            subject, f"cannot be read: {problem.strerror}", "check its owner and mode"
+        ) from None
+
+
+def _stage(data: object, where: str) -> Stage:
+    fields = _mapping(
+        data,
+        where,
+        required=("name", "command"),
+        optional=(
+            "stdin",
+            "environment_variables",
+            "working_directory",
+            "constraints",
+            "run_always",
+        ),
+    )
+    command = fields["command"]
+    if not isinstance(command, list) or not command:
+        raise InvalidJobError(
+            f"{where}.command",
+            f"is {_show(command)}, not a list of words",
+            "write for example [python3, main.py]; a shell line is [sh, -c, 'the line']",
+        )
+    directory = _text(fields.get("working_directory", "."), f"{where}.working_directory")
+    if directory != ".":
+        directory = _relative_path(directory, f"{where}.working_directory")
+    run_always = fields.get("run_always", False)
+    if not isinstance(run_always, bool):
+        raise InvalidJobError(
+            f"{where}.run_always", f"is {_show(run_always)}", "write true or false"
+        )
+    return Stage(
+        name=_name(fields["name"], f"{where}.name"),
+        command=tuple(_text(word, f"{where}.command[{i}]") for i, word in enumerate(command)),
+        stdin=_content(fields["stdin"], f"{where}.stdin") if "stdin" in fields else b"",
+        environment_variables=_environment_variables(
+            fields.get("environment_variables", {}), f"{where}.environment_variables"
+        ),
+        working_directory=directory,
+        constraints=StageConstraints.parse(fields.get("constraints", {}), f"{where}.constraints"),
+        run_always=run_always,
+    )
+
+
+def _files(data: object) -> Iterable[JobFile]:
+    if not isinstance(data, Mapping):
+        raise InvalidJobError(
+            "files",
+            "is not a mapping",
+            "write files as name: {text: ...}, {base64: ...} or {path: ...}",
+        )
+    if len(data) > MAX_FILES:
+        raise InvalidJobError(
+            "files", f"has {len(data)} entries", f"send at most {MAX_FILES} files"
+        )
+    seen: set[str] = set()
+    for raw_name, content in data.items():
+        where = f"files.{raw_name}"
+        name = _relative_path(_text(raw_name, where), where)
+        parents = {"/".join(name.split("/")[:depth]) for depth in range(1, name.count("/") + 1)}
+        if name in seen or parents & seen or any(other.startswith(f"{name}/") for other in seen):
+            raise InvalidJobError(
+                where,
+                "is both a file and another entry's name or directory",
+                "give every file its own path",
+            )
+        seen.add(name)
+        executable = False
+        if isinstance(content, Mapping) and "executable" in content:
+            executable = content["executable"]
+            if not isinstance(executable, bool):
+                raise InvalidJobError(
+                    f"{where}.executable", f"is {_show(executable)}", "write true or false"
+                )
+            content = {key: value for key, value in content.items() if key != "executable"}
+        yield JobFile(name=name, content=_content(content, where), executable=executable)
+
+
+def _content(data: object, where: str) -> bytes:
+    if isinstance(data, Mapping) and set(data) == {"path"}:
+        raise InvalidJobError(
+            f"{where}.path", "is not open to the service", "send the content as text or base64"
+        )
+    if not isinstance(data, Mapping) or len(data) != 1 or not set(data) <= {"text", "base64"}:
+        raise InvalidJobError(
+            where,
+            f"is {_show(data)}",
+            "write exactly one of {text: ...}, {base64: ...} or {path: ...}",
+        )
+    if "text" in data:
+        text = data["text"]
+        if not isinstance(text, str):
+            raise InvalidJobError(f"{where}.text", f"is {_show(text)}, not text", "quote it")
+        return _encode(text, f"{where}.text")
+    try:
+        return base64.b64decode(data["base64"], validate=True)
+    except (binascii.Error, TypeError, ValueError):
+        raise InvalidJobError(
+            f"{where}.base64", "is not valid base64", "encode the content with RFC 4648 base64"
+        ) from None
+
+
+def _mapping(
+    data: object, where: str, *, required: tuple[str, ...], optional: tuple[str, ...]
+) -> Mapping[str, Any]:
+    allowed = required + optional
+    if not isinstance(data, Mapping):
+        raise InvalidJobError(
+            where, f"is {_show(data)}, not a mapping", f"write the fields {', '.join(allowed)}"
+        )
+    prefix = "" if where == "job" else f"{where}."
+    for key in data:
+        if key not in allowed:
+            raise InvalidJobError(
+                f"{prefix}{key}",
+                "is not a known field",
+                f"the fields here are {', '.join(allowed)}",
+            )
+    for key in required:
+        if key not in data:
+            raise InvalidJobError(f"{prefix}{key}", "is missing", "add it")
+    return data
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidJobError(where, f"is {_show(value)}, not text", "quote it")
+    if "\0" in value:
+        raise InvalidJobError(where, "has a NUL character", "remove it")
+    if len(_encode(value, where)) >= MAX_ARGUMENT_BYTES:
+        raise InvalidJobError(
+            where, "is too long", f"write fewer than {MAX_ARGUMENT_BYTES} bytes, or use a file"
+        )
+    return value
+
+
+def _encode(value: str, where: str) -> bytes:
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise InvalidJobError(where, "has half a surrogate pair", "write valid Unicode") from None
+
+
+def _name(value: object, where: str) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise InvalidJobError(
+            where,
+            f"is {_show(value)}",
+            "write 1 to 64 of the characters A-Z a-z 0-9 . _ - and start with a letter or digit",
+        )
+    return value
+
+
+def _relative_path(value: str, where: str) -> str:
+    parts = value.split("/")
+    if value.startswith("/"):
+        raise InvalidJobError(
+            where, "is an absolute path", "write it relative to the work directory"
+        )
+    if ".." in parts:
+        raise InvalidJobError(where, "has '..' in it", "write a path inside the work directory")
+    if not value or "" in parts or "." in parts:
+        raise InvalidJobError(where, "is not a plain path", "write it without empty or '.' parts")
+    if any(len(_encode(part, where)) > 255 for part in parts) or len(parts) > 32:
+        raise InvalidJobError(
+            where, "is too long or too deep", "use at most 255 bytes a name, 32 deep"
+        )
+    return value
+
+
+def _string_mapping(data: object, where: str) -> dict[str, str]:
+    if not isinstance(data, Mapping):
+        raise InvalidJobError(where, f"is {_show(data)}, not a mapping", "write name: value")
+    return {
+        _name(key, f"{where}.{key}"): _text(value, f"{where}.{key}") for key, value in data.items()
+    }
+
+
+def _environment_variables(data: object, where: str) -> dict[str, str]:
+    if not isinstance(data, Mapping):
+        raise InvalidJobError(where, f"is {_show(data)}, not a mapping", "write NAME: value")
+    for key in data:
+        if not isinstance(key, str) or not _VARIABLE.fullmatch(key):
+            raise InvalidJobError(
+                f"{where}.{key}", "is not a variable's name", "use A-Z a-z 0-9 _, no leading digit"
+            )
+    return {key: _text(value, f"{where}.{key}") for key, value in data.items()}
+
+
+def _show(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -1,0 +1,146 @@
+"""What a job did: the record, composed outside the jail, and its JSON shape."""
+
+from __future__ import annotations
+
+import base64
+import signal
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from cellblock.limits import StageConstraints
+
+
+class Verdict(str, Enum):
+    """How a stage ended; exactly one per stage."""
+
+    OK = "ok"
+    """Exit code 0 and no limit hit."""
+    NONZERO_EXIT = "nonzero_exit"
+    SIGNALED = "signaled"
+    """Ended by a signal that was not the sandbox's answer to a limit."""
+    LIMIT_EXCEEDED = "limit_exceeded"
+    NOT_STARTED = "not_started"
+    """The program could not be executed; ``reason`` says why (no such file, not executable...)."""
+    SKIPPED = "skipped"
+    """An earlier stage did not end well."""
+    INTERNAL_ERROR = "internal_error"
+    """The sandbox failed; a job cannot cause this."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A limit that was hit. ``seen`` is in the limit's unit, None where only the fact is known."""
+
+    limit: str
+    allowed: int | float
+    seen: int | float | None
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """Bytes from a pipe, never parsed. ``truncated``: the stage wrote more than it was allowed."""
+
+    data: bytes = b""
+    truncated: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """``text`` is present when the bytes are UTF-8 without NUL, else ``base64``."""
+        shape: dict[str, Any] = {"size_bytes": len(self.data), "truncated": self.truncated}
+        try:
+            text = self.data.decode("utf-8")
+        except UnicodeDecodeError:
+            text = "\0"
+        if "\0" in text:
+            return {"base64": base64.b64encode(self.data).decode("ascii"), **shape}
+        return {"text": text, **shape}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a stage cost; a figure that this host cannot give is None, never 0.
+
+    CPU, memory and process figures come from the stage's own cgroup.
+    """
+
+    wall_time_ms: float
+    cpu_time_ms: float
+    cpu_user_ms: float
+    cpu_system_ms: float
+    memory_peak_bytes: int
+    processes_peak: int | None
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One stage's record; ``exit_code`` and ``signal`` are never guessed from each other."""
+
+    name: str
+    verdict: Verdict
+    constraints: StageConstraints
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str | None = None
+    violations: tuple[Violation, ...] = ()
+    stdout: Output = field(default_factory=Output)
+    stderr: Output = field(default_factory=Output)
+    usage: Usage | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "verdict": self.verdict.value,
+            "exit_code": self.exit_code,
+            "signal": None
+            if self.signal is None
+            else {"name": signal_name(self.signal), "number": self.signal},
+            "reason": self.reason,
+            "violations": [vars(violation) for violation in self.violations],
+            "stdout": self.stdout.as_dict(),
+            "stderr": self.stderr.as_dict(),
+            "usage": None if self.usage is None else vars(self.usage),
+            "constraints": self.constraints.as_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """The record of a job: one entry per stage, in order."""
+
+    job_id: str
+    name: str
+    environment: str
+    host: str
+    labels: dict[str, str]
+    stages: tuple[StageResult, ...]
+    queue_time_ms: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """The first verdict that is not ``ok`` (or skipped), else ``ok``."""
+        for stage in self.stages:
+            if stage.verdict not in (Verdict.OK, Verdict.SKIPPED):
+                return stage.verdict
+        return Verdict.OK
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON shape of the record, documented in ``docs/results.md``."""
+        return {
+            "job_id": self.job_id,
+            "name": self.name,
+            "environment": self.environment,
+            "host": self.host,
+            "labels": self.labels,
+            "verdict": self.verdict.value,
+            "queue_time_ms": self.queue_time_ms,
+            "stages": [stage.as_dict() for stage in self.stages],
+        }
+
+
+def signal_name(number: int) -> str:
+    """``SIGABRT`` for 6; real-time signals as ``SIGRTMIN+n``."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}" if number > 31 else f"SIG{number}"

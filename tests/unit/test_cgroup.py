@@ -1,0 +1,148 @@
+"""cgroup v2 and v1 behind one interface, on directory trees that look like the kernel's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cellblock import cgroup
+from cellblock.errors import HostSetupError
+
+LIMITS = cgroup.GroupLimits(memory_bytes=64 * 2**20, processes=9, cpus=0.5)
+
+
+class V2Tree:
+    """A unified hierarchy in which the service is in /system.slice/x.service."""
+
+    def __init__(self, root: Path, controllers: str = "cpu memory pids") -> None:
+        self.own = root / "system.slice" / "x.service"
+        self.own.mkdir(parents=True)
+        (self.own / "cgroup.controllers").write_text(controllers)
+        (self.own / "cgroup.procs").write_text("")
+        (self.own / "cgroup.subtree_control").write_text("")
+        for name in ("supervisor", "jobs"):
+            (self.own / name).mkdir()
+        (self.own / "jobs" / "cgroup.subtree_control").write_text("")
+        self.proc_cgroup = root / "proc_cgroup"
+        self.proc_cgroup.write_text("0::/system.slice/x.service\n")
+        self.mounts = root / "mountinfo"
+        self.mounts.write_text(f"29 23 0:26 / {root} rw,nosuid - cgroup2 cgroup2 rw\n")
+
+    def detect(self) -> cgroup.Hierarchy:
+        return cgroup.detect(self.proc_cgroup, self.mounts)
+
+
+V2_FILES = {
+    "memory.max": "max",
+    "memory.swap.max": "max",
+    "pids.max": "max",
+    "cpu.max": "max 100000",
+    "cgroup.procs": "",
+    "cpu.stat": "usage_usec 5000\nuser_usec 3000\nsystem_usec 2000\n",
+    "memory.peak": "4096\n",
+    "memory.events": "low 0\nhigh 0\nmax 3\noom 1\noom_kill 2\noom_group_kill 0\n",
+    "pids.events": "max 4\n",
+    "pids.peak": "7\n",
+}
+
+
+def make_group(
+    tree: V2Tree, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
+) -> cgroup.Group:
+    """The kernel fills a new group with files; here mkdir does."""
+    mkdir = Path.mkdir
+
+    def mkdir_and_fill(self: Path, *args: object, **kwargs: object) -> None:
+        mkdir(self)
+        for name, content in files.items():
+            (self / name).write_text(content)
+
+    hierarchy = tree.detect()
+    monkeypatch.setattr(Path, "mkdir", mkdir_and_fill)
+    group = hierarchy.create("job-run", LIMITS)
+    monkeypatch.undo()
+    return group
+
+
+def test_v2_sets_every_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = V2Tree(tmp_path)
+    make_group(tree, monkeypatch, V2_FILES)
+    group = tree.own / "jobs" / "job-run"
+    assert (group / "memory.max").read_text() == str(64 * 2**20)
+    assert (group / "memory.swap.max").read_text().startswith("0")
+    assert (group / "pids.max").read_text().startswith("9")
+    assert (group / "cpu.max").read_text().startswith("50000 100000")
+    assert (tree.own / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+
+
+def test_v2_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = make_group(V2Tree(tmp_path), monkeypatch, V2_FILES)
+    assert group.usage() == cgroup.GroupUsage(
+        cpu_us=5000,
+        cpu_user_us=3000,
+        cpu_system_us=2000,
+        memory_peak_bytes=4096,
+        processes_peak=7,
+        oom_kills=2,
+        forks_refused=4,
+    )
+
+
+def test_v2_without_pids_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {name: text for name, text in V2_FILES.items() if name != "pids.peak"}
+    assert make_group(V2Tree(tmp_path), monkeypatch, files).usage().processes_peak is None
+
+
+@pytest.mark.parametrize("missing", ["cpu", "memory", "pids"])
+def test_v2_missing_controller_is_refused(tmp_path: Path, missing: str) -> None:
+    controllers = " ".join({"cpu", "memory", "pids"} - {missing})
+    with pytest.raises(HostSetupError, match=f"controller {missing} is not available"):
+        V2Tree(tmp_path, controllers).detect()
+
+
+def v1_tree(root: Path, *, joined: bool, leave_out: str = "") -> tuple[Path, Path]:
+    """A v1 tree as systemd (cpu,cpuacct joined) or as separate mounts; returns the /proc files."""
+    mounts, cgroups = [], []
+    names = ["cpu,cpuacct"] if joined else ["cpu", "cpuacct"]
+    for number, name in enumerate([*names, "memory", "pids"], 1):
+        if leave_out in name.split(","):
+            continue
+        point = root / name
+        (point / "svc" / "jobs").mkdir(parents=True)
+        mounts.append(f"{number} 1 0:{number} /outer {point} rw - cgroup cgroup rw,{name}")
+        cgroups.append(f"{number}:{name}:/outer/svc")
+    (root / "mountinfo").write_text("\n".join(mounts))
+    (root / "proc_cgroup").write_text("\n".join([*cgroups, "0::/outer/svc"]))
+    return root / "proc_cgroup", root / "mountinfo"
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_v1_finds_the_groups_below_the_mounts(tmp_path: Path, joined: bool) -> None:
+    proc_cgroup, mounts = v1_tree(tmp_path, joined=joined)
+    hierarchy = cgroup.detect(proc_cgroup, mounts)
+    leftover = tmp_path / "memory" / "svc" / "jobs" / "old-run"
+    leftover.mkdir()
+    assert hierarchy.sweep() == 1
+    assert not leftover.exists()
+
+
+@pytest.mark.parametrize("missing", ["cpu", "pids", "cpuacct"])
+def test_v1_missing_controller_is_refused(tmp_path: Path, missing: str) -> None:
+    proc_cgroup, mounts = v1_tree(tmp_path, joined=False, leave_out=missing)
+    with pytest.raises(HostSetupError, match=f"controller {missing} is not available"):
+        cgroup.detect(proc_cgroup, mounts)
+
+
+def test_a_group_outside_the_mount_is_refused(tmp_path: Path) -> None:
+    tree = V2Tree(tmp_path)
+    tree.proc_cgroup.write_text("0::/../elsewhere\n")
+    with pytest.raises(HostSetupError, match="not below the mount"):
+        tree.detect()
+
+
+def test_no_cgroup_at_all(tmp_path: Path) -> None:
+    (tmp_path / "mountinfo").write_text("1 1 0:1 / / rw - ext4 x rw\n")
+    (tmp_path / "proc_cgroup").write_text("0::/\n")
+    with pytest.raises(HostSetupError, match="no cgroup file system"):
+        cgroup.detect(tmp_path / "proc_cgroup", tmp_path / "mountinfo")

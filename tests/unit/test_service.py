@@ -1,0 +1,175 @@
+"""The service's socket: its answers, its errors, and that a lost client ends its job."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cellblock import cli, client, service
+from cellblock.engine import Cancelled
+from cellblock.errors import ServiceUnavailableError, UnknownEnvironmentError
+from cellblock.host import Environment
+from cellblock.job import Job
+from cellblock.limits import StageConstraints
+from cellblock.result import JobResult, Output, StageResult, Usage, Verdict
+
+
+class FakeHost:
+    slots = 1
+
+    def environments(self) -> dict[str, Environment]:
+        return {"base": Environment("base", Path("/"), "/bin", "a shell")}
+
+
+class FakeEngine:
+    """Stands where nsjail and cgroups would be; the job's name decides what happens."""
+
+    host = FakeHost()
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+
+    def check(self, job: Job) -> None:
+        if job.environment != "base":
+            raise UnknownEnvironmentError("environment", "is unknown", "use base")
+
+    def run(self, job: Job, cancelled: Any) -> JobResult:
+        self.check(job)
+        if job.name == "crash":
+            raise RuntimeError("a defect")
+        if job.name == "wait":
+            while not cancelled():
+                time.sleep(0.01)
+            self.ended.set()
+            raise Cancelled
+        verdict = Verdict.OK if job.name == "good" else Verdict.NONZERO_EXIT
+        stage = StageResult(
+            "run",
+            verdict,
+            StageConstraints(),
+            exit_code=0 if job.name == "good" else 1,
+            stdout=Output(b"out"),
+            usage=Usage(1.0, 1.0, 1.0, 0.0, 4096, 1),
+        )
+        return JobResult("id", job.name, "base", "here", {}, (stage,))
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
+    fake = FakeEngine()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "socket"))
+    listener.listen()
+    threading.Thread(target=service.serve, args=(fake, listener), daemon=True).start()
+    original = client.request
+    monkeypatch.setattr(client, "request", lambda op: original(op, tmp_path / "socket"))
+    monkeypatch.chdir(tmp_path)
+    yield fake
+
+
+def job(name: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "environment": "base",
+        "stages": [{"name": "run", "command": ["true"]}],
+        **changes,
+    }
+
+
+def write(name: str, data: Any) -> str:
+    Path(name).write_text(json.dumps(data))
+    return name
+
+
+def test_run_prints_one_record_per_job(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [write("good.json", job("good")), write("bad.json", job("bad"))]
+    assert cli.main(["run", *paths]) == cli.EXIT_JOB_NOT_OK
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(r["name"], r["verdict"]) for r in records] == [("good", "ok"), ("bad", "nonzero_exit")]
+    assert cli.main(["run", paths[0]]) == cli.EXIT_OK
+
+
+def test_run_as_table(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--format=table", write("good.json", job("good"))]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["job", "host", "stage", "verdict", "exit", "wall", "cpu", "memory"]
+    assert row.split() == ["good", "here", "run", "ok", "0", "1", "ms", "1", "ms", "4.0", "KiB"]
+
+
+def test_no_job_is_run_when_one_is_invalid(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = write("good.json", job("good"))
+    bad = write("bad.json", job("bad", environment="none"))
+    assert cli.main(["run", good, bad]) == cli.EXIT_BAD_INPUT
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["error"]["code"] == "unknown_environment"
+    assert printed.err.startswith("cellblock: bad.json: environment: is unknown")
+
+
+def test_check_runs_nothing(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", write("crash.json", job("crash"))]) == cli.EXIT_OK
+    assert capsys.readouterr().out == ""
+
+
+def test_a_defect_is_an_answer_and_loses_no_other_record(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [write("good.json", job("good")), write("crash.json", job("crash"))]
+    assert cli.main(["run", *paths]) == cli.EXIT_UNAVAILABLE
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert records[0]["verdict"] == "ok"
+    assert records[1]["error"]["code"] == "internal_error"
+
+
+def test_environments(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["environments"]) == 0
+    assert capsys.readouterr().out.split() == ["base", "a", "shell"]
+
+
+def test_a_lost_client_ends_its_job(engine: FakeEngine, tmp_path: Path) -> None:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(tmp_path / "socket"))
+    connection.sendall(json.dumps({"op": "run", "job": job("wait")}).encode() + b"\n")
+    assert not engine.ended.wait(0.2)
+    connection.close()
+    assert engine.ended.wait(5)
+
+
+@pytest.mark.parametrize(
+    ("sent", "complaint"),
+    [
+        (b"nonsense\n", "not a line of JSON"),
+        (b"[" * 50_000 + b"\n", "not a line of JSON"),
+        (b"[]\n", "operation None"),
+        (b'{"op": "reboot"}\n', "operation 'reboot'"),
+        (b'{"op": "run"}\n', "not a mapping"),
+    ],
+)
+def test_bad_requests(engine: FakeEngine, tmp_path: Path, sent: bytes, complaint: str) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(tmp_path / "socket"))
+        connection.sendall(sent)
+        answer = json.loads(connection.makefile().readline())
+    assert complaint in answer["error"]["text"]
+
+
+def test_no_service(tmp_path: Path) -> None:
+    with pytest.raises(ServiceUnavailableError, match="does not answer"):
+        client.request({"op": "environments"}, tmp_path / "none")
+
+
+@pytest.mark.parametrize("arguments", [[], ["run"], ["fly"], ["run", "--format=xml", "x"]])
+def test_bad_usage(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == cli.EXIT_BAD_INPUT
