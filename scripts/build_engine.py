@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "cellblock"
-JOBINIT = ROOT / "src" / "jobinit" / "jobinit.c"
+JOBINIT = ROOT / "src" / "jobinit"
 CROSS_COMPILERS = {"x86_64": "x86_64-linux-gnu-gcc", "aarch64": "aarch64-linux-gnu-gcc"}
 CFLAGS = ("-std=gnu11", "-Os", "-static", "-s", "-Wall", "-Wextra", "-Werror")
 COMMAND = """\
@@ -63,7 +63,8 @@ def build(architecture: str, cache: Path) -> dict[str, str | bool]:
     )
     compiler = find_compiler(architecture)
     digest = hashlib.sha256()
-    for part in (Path(__file__).read_bytes(), JOBINIT.read_bytes(), *sources.values()):
+    jobinit = [path.read_bytes() for path in sorted(JOBINIT.glob("*.[ch]"))]
+    for part in (Path(__file__).read_bytes(), *jobinit, *sources.values()):
         digest.update(hashlib.sha256(part).digest())
     archive = cache / "engine" / f"engine-{architecture}-{digest.hexdigest()[:16]}.tar.gz"
     built = not archive.exists()
@@ -95,7 +96,7 @@ def compile_jobinit(compiler: str) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "jobinit"
         done = subprocess.run(
-            [compiler, *CFLAGS, "-o", str(output), str(JOBINIT)],
+            [compiler, *CFLAGS, "-o", str(output), str(JOBINIT / "jobinit.c")],
             capture_output=True,
             text=True,
             check=False,

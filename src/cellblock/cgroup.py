@@ -1,6 +1,6 @@
 """One cgroup per stage, on cgroup v2 or v1 (hybrid included), behind one interface.
 
-All groups live below ``jobs/`` in the cgroup that systemd delegated to the service. A controller
+All groups live below ``cellblock-jobs/`` in the cgroup that systemd delegated to the service. A controller
 that the host does not give is a :class:`HostSetupError` before any job starts.
 
 Sources: kernel Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/{memory,cpuacct,pids}.rst.
@@ -21,6 +21,9 @@ from cellblock.errors import HostSetupError, InternalError
 
 CONTROLLERS = ("cpu", "memory", "pids")
 _CPU_PERIOD_US = 100_000
+# Not just "jobs": where systemd leaves a v1 controller alone (cpuacct mounted apart from cpu), the
+# service is in that hierarchy's root, and so are its groups.
+_JOBS = "cellblock-jobs"
 _REMEDY = "start the service through systemd with Delegate=yes, or boot the host with this controller enabled"
 
 
@@ -41,6 +44,7 @@ class GroupUsage:
     cpu_user_us: int
     cpu_system_us: int
     memory_peak_bytes: int
+    memory_cache_bytes: int
     processes_peak: int | None
     oom_kills: int
     forks_refused: int
@@ -90,7 +94,7 @@ class Hierarchy(ABC):
 
     @abstractmethod
     def create(self, name: str, limits: GroupLimits) -> Group:
-        """A new group below ``jobs/`` with every limit set."""
+        """A new group with every limit set."""
 
     @abstractmethod
     def _existing(self) -> list[Group]: ...
@@ -170,7 +174,7 @@ class _HierarchyV2(Hierarchy):
         for pid in (own / "cgroup.procs").read_text().split():
             with contextlib.suppress(ProcessLookupError):
                 _write(leaf / "cgroup.procs", pid)
-        self._jobs = own / "jobs"
+        self._jobs = own / _JOBS
         self._jobs.mkdir(exist_ok=True)
         for directory in (own, self._jobs):
             _write(directory / "cgroup.subtree_control", " ".join(f"+{c}" for c in CONTROLLERS))
@@ -209,6 +213,7 @@ class _GroupV2(Group):
             cpu_user_us=cpu["user_usec"],
             cpu_system_us=cpu["system_usec"],
             memory_peak_bytes=_number(self._dir / "memory.peak"),
+            memory_cache_bytes=_flat_keyed(self._dir / "memory.stat")["file"],
             processes_peak=_number(peak) if peak.exists() else None,
             oom_kills=_flat_keyed(self._dir / "memory.events")["oom_kill"],
             forks_refused=_flat_keyed(self._dir / "pids.events")["max"],
@@ -229,7 +234,7 @@ class _HierarchyV1(Hierarchy):
         for controller in (*CONTROLLERS, "cpuacct"):
             if controller not in paths or controller not in mounts:
                 raise HostSetupError("cgroup", f"controller {controller} is not available", _REMEDY)
-            self._jobs[controller] = _below(mounts[controller], paths[controller]) / "jobs"
+            self._jobs[controller] = _below(mounts[controller], paths[controller]) / _JOBS
             self._jobs[controller].mkdir(exist_ok=True)
 
     def create(self, name: str, limits: GroupLimits) -> Group:
@@ -287,6 +292,7 @@ class _GroupV1(Group):
             cpu_user_us=user,
             cpu_system_us=total - user,
             memory_peak_bytes=_number(self._dirs["memory"] / "memory.max_usage_in_bytes"),
+            memory_cache_bytes=_flat_keyed(self._dirs["memory"] / "memory.stat")["cache"],
             processes_peak=_number(peak) if peak.exists() else None,
             oom_kills=_flat_keyed(self._dirs["memory"] / "memory.oom_control")["oom_kill"],
             forks_refused=_flat_keyed(self._dirs["pids"] / "pids.events")["max"],

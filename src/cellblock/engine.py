@@ -25,7 +25,15 @@ from cellblock.host import Environment, Host
 from cellblock.jail import Begun, Ended, Failed, Gone, Jail, JailSpec
 from cellblock.job import Job, Stage
 from cellblock.limits import StageConstraints
-from cellblock.result import JobResult, Output, StageResult, Usage, Verdict, Violation
+from cellblock.result import (
+    CollectedFile,
+    JobResult,
+    Output,
+    StageResult,
+    Usage,
+    Verdict,
+    Violation,
+)
 
 KILL_GRACE_S = 0.5
 """How long jobinit may take to end everything and report before it is killed itself."""
@@ -68,7 +76,7 @@ class Engine:
         queued = time.monotonic()
         with self._slot(cancelled) as slot:
             queue_time_ms = _milliseconds(time.monotonic() - queued)
-            stages = _JobRun(self, job, job_id, environment, slot, cancelled).run()
+            stages, collected = _JobRun(self, job, job_id, environment, slot, cancelled).run()
         return JobResult(
             job_id=job_id,
             name=job.name,
@@ -76,6 +84,7 @@ class Engine:
             host=self.host.name,
             labels=dict(job.labels),
             stages=stages,
+            files=collected,
             queue_time_ms=queue_time_ms,
         )
 
@@ -120,7 +129,7 @@ class _JobRun:
         self._first_id = engine.host.first_id + 2 * slot
         self._cancelled = cancelled
 
-    def run(self) -> tuple[StageResult, ...]:
+    def run(self) -> tuple[tuple[StageResult, ...], tuple[CollectedFile, ...]]:
         results: list[StageResult] = []
         first = self._job.stages[0].constraints
         with files.Scratch(
@@ -138,7 +147,8 @@ class _JobRun:
                 result = self._run_stage(stage, scratch)
                 all_well = all_well and result.verdict is Verdict.OK
                 results.append(result)
-        return tuple(results)
+            collected = scratch.collect(self._job.collect)
+        return tuple(results), collected
 
     def _run_stage(self, stage: Stage, scratch: files.Scratch) -> StageResult:
         try:
@@ -228,6 +238,7 @@ class _StageRun:
             wall_time_s = time.monotonic() - started
         if self._cancelled():
             raise Cancelled
+        io = self._jail.io() if isinstance(ended, Ended) else None
         usage = self._group.usage()
         self._add_group_violations(usage)
         result = _Outcome.of(
@@ -243,17 +254,7 @@ class _StageRun:
             violations=tuple(self._violations.values()),
             stdout=pipes[0].output(),
             stderr=pipes[1].output(),
-            usage=Usage(
-                wall_time_ms=_milliseconds(wall_time_s),
-                cpu_time_ms=usage.cpu_us / 1000,
-                cpu_user_ms=usage.cpu_user_us / 1000,
-                cpu_system_ms=usage.cpu_system_us / 1000,
-                memory_peak_bytes=usage.memory_peak_bytes,
-                # jobinit is not the job's
-                processes_peak=None
-                if usage.processes_peak is None
-                else max(0, usage.processes_peak - 1),
-            ),
+            usage=_usage(wall_time_s, usage, ended, io),
         )
 
     def _start(self, stack: contextlib.ExitStack) -> tuple[_Pipe, _Pipe]:
@@ -408,6 +409,62 @@ class _Outcome:
         else:
             verdict = Verdict.OK if exit_code == 0 else Verdict.NONZERO_EXIT
         return cls(verdict, exit_code, signal_number)
+
+
+_NO_NETWORK = "unavailable: the stage has no network"
+
+
+def _usage(
+    wall_time_s: float,
+    group: cgroup.GroupUsage,
+    report: Ended | Failed | Gone,
+    io: tuple[int, int] | None,
+) -> Usage:
+    ended = report if isinstance(report, Ended) else None
+    reaped = "reaped_only" if ended else "unavailable: the jail's init did not report"
+    return Usage(
+        wall_time_ms=_milliseconds(wall_time_s),
+        cpu_time_ms=group.cpu_us / 1000,
+        cpu_user_ms=group.cpu_user_us / 1000,
+        cpu_system_ms=group.cpu_system_us / 1000,
+        memory_peak_bytes=group.memory_peak_bytes,
+        memory_cache_end_bytes=group.memory_cache_bytes,
+        # jobinit is not the job's
+        processes_peak=None if group.processes_peak is None else max(0, group.processes_peak - 1),
+        max_rss_bytes=None if ended is None else ended.max_rss_kib * 1024,
+        voluntary_context_switches=None if ended is None else ended.voluntary_switches,
+        involuntary_context_switches=None if ended is None else ended.involuntary_switches,
+        read_bytes=None if io is None else io[0],
+        written_bytes=None if io is None else io[1],
+        block_read_bytes=None if ended is None else ended.blocks_in * 512,
+        block_written_bytes=None if ended is None else ended.blocks_out * 512,
+        network_received_bytes=None,
+        network_sent_bytes=None,
+        network_received_packets=None,
+        network_sent_packets=None,
+        sources={
+            "wall_time_ms": "supervisor_clock",
+            "cpu_time_ms": "cgroup",
+            "cpu_user_ms": "cgroup",
+            "cpu_system_ms": "cgroup",
+            "memory_peak_bytes": "cgroup",
+            "memory_cache_end_bytes": "cgroup",
+            "processes_peak": "unavailable: this kernel does not keep it (Linux 6.1 does)"
+            if group.processes_peak is None
+            else "cgroup",
+            "max_rss_bytes": reaped,
+            "voluntary_context_switches": reaped,
+            "involuntary_context_switches": reaped,
+            "read_bytes": reaped,
+            "written_bytes": reaped,
+            "block_read_bytes": reaped,
+            "block_written_bytes": reaped,
+            "network_received_bytes": _NO_NETWORK,
+            "network_sent_bytes": _NO_NETWORK,
+            "network_received_packets": _NO_NETWORK,
+            "network_sent_packets": _NO_NETWORK,
+        },
+    )
 
 
 def _input(data: bytes) -> int:

@@ -6,19 +6,36 @@ inode cap. It holds ``work/`` (the job's /work) and ``tmp/`` (its /tmp).
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ctypes
+import errno
+import hashlib
 import os
 import shutil
+import stat
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 
 from cellblock.errors import InternalError, InvalidJobError
 from cellblock.job import JobFile
+from cellblock.result import CollectedFile
 
 _MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 2, 4, 32
 _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
+
+MAX_COLLECTED_FILES = 256
+MAX_COLLECTED_BYTES = 64 * 2**20
+"""All collected files of a job together."""
+MAX_LISTED_NAMES = 10_000
+"""How many names of one directory are looked at; a job may have made any number."""
+_MAX_DEPTH = 32
+
+_SYS_OPENAT2 = 437  # the same on every architecture
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x02, 0x04, 0x08
+_OPEN_HOW = struct.Struct("=QQQ")
 
 
 class Scratch:
@@ -100,6 +117,21 @@ class Scratch:
         finally:
             os.close(directory)
 
+    def collect(self, names: Iterable[str]) -> tuple[CollectedFile, ...]:
+        """The files that a job was asked to leave below its work directory; after its last stage.
+
+        A name may be a file or a directory, of which all regular files are taken. Nothing that the
+        job made is followed or opened unless it is a regular file: see :class:`CollectedFile`.
+        """
+        root = os.open(self.work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            collector = _Collector(root)
+            for name in names:
+                collector.take(os.fsencode(name), depth=0)
+            return tuple(collector.files)
+        finally:
+            os.close(root)
+
     def close(self) -> None:
         """Unmounts and removes it; nothing in it can be reached afterwards."""
         if _libc.umount2(os.fsencode(self._dir), _MNT_DETACH) < 0 and os.path.ismount(self._dir):
@@ -116,6 +148,101 @@ class Scratch:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Collector:
+    """Reads what a job left, within the caps; every problem is an entry, never an exception."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._bytes_left = MAX_COLLECTED_BYTES
+        self.files: list[CollectedFile] = []
+
+    def take(self, name: bytes, depth: int) -> None:
+        if len(self.files) >= MAX_COLLECTED_FILES:
+            return
+        try:
+            fd = _open_beneath(self._root, name, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as problem:
+            self._refuse(name, _open_problem(problem))
+            return
+        try:
+            info = os.fstat(fd)
+            if stat.S_ISDIR(info.st_mode):
+                self._take_directory(fd, name, depth)
+            elif not stat.S_ISREG(info.st_mode):
+                self._refuse(name, "not_a_regular_file")
+            elif info.st_size > self._bytes_left:
+                self._refuse(name, "too_large")
+            else:
+                self._take_file(fd, name)
+        finally:
+            os.close(fd)
+
+    def _take_file(self, fd: int, name: bytes) -> None:
+        data = bytearray()
+        while chunk := os.read(fd, min(1 << 20, self._bytes_left + 1 - len(data))):
+            data += chunk
+            if len(data) > self._bytes_left:
+                self._refuse(name, "too_large")
+                return
+        self._bytes_left -= len(data)
+        self._append(name, None, bytes(data))
+
+    def _take_directory(self, fd: int, name: bytes, depth: int) -> None:
+        if depth >= _MAX_DEPTH:
+            self._refuse(name, "too_deep")
+            return
+        children, complete = _names(fd)
+        for child in sorted(children):
+            self.take(name + b"/" + child, depth + 1)
+        if not complete or len(self.files) >= MAX_COLLECTED_FILES:
+            self._refuse(name, "too_many_files")
+
+    def _refuse(self, name: bytes, problem: str) -> None:
+        self._append(name, problem, b"")
+
+    def _append(self, name: bytes, problem: str | None, data: bytes) -> None:
+        try:
+            text, raw = name.decode("utf-8"), None
+        except UnicodeDecodeError:
+            text = name.decode("utf-8", "backslashreplace")
+            raw = base64.b64encode(name).decode("ascii")
+        digest = None if problem else hashlib.sha256(data).hexdigest()
+        self.files.append(CollectedFile(text, raw, problem, data, digest))
+
+
+def _names(directory: int) -> tuple[list[bytes], bool]:
+    """Up to MAX_LISTED_NAMES names in an open directory, and whether these are all."""
+    names: list[bytes] = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if len(names) == MAX_LISTED_NAMES:
+                return names, False
+            names.append(os.fsencode(entry.name))
+    return names, True
+
+
+def _open_beneath(root: int, name: bytes, flags: int) -> int:
+    """openat2(2) that leaves ``root`` on no path and follows no link; raises OSError."""
+    how = _OPEN_HOW.pack(
+        flags | os.O_CLOEXEC | os.O_NOFOLLOW,
+        0,
+        _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS,
+    )
+    fd: int = _libc.syscall(_SYS_OPENAT2, root, name, how, _OPEN_HOW.size)
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return fd
+
+
+def _open_problem(problem: OSError) -> str:
+    if problem.errno in (errno.ENOENT, errno.ENOTDIR):
+        return "missing"
+    if problem.errno in (errno.ELOOP, errno.EXDEV):
+        return "symbolic_link"
+    return "not_a_regular_file"  # a socket, or a device without a driver
 
 
 def sweep(jobs_dir: Path) -> int:

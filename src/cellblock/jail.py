@@ -39,6 +39,7 @@ _STEPS = {
     5: "changing to the working directory",
     6: "dropping privileges",
     7: "executing",
+    8: "loading the system call filter",
 }
 _STEP_RLIMIT, _STEP_CHDIR, _STEP_EXEC = 4, 5, 7
 
@@ -114,6 +115,8 @@ class Jail:
                     cwd="/",
                 )
             self.pid = self._await_hello()
+            self._pidfd = os.pidfd_open(self.pid)
+            self._io_before = self._io()
         except BaseException:
             self.close()
             raise
@@ -154,7 +157,7 @@ class Jail:
     def destroy(self) -> None:
         """Kills jobinit itself: the kernel then ends every process of the jail. No report."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def event(self) -> Event:
         """The next message from jobinit; blocks until there is one."""
@@ -188,11 +191,31 @@ class Jail:
                 # With its socket closed jobinit kills all and exits, and nsjail follows.
                 self._process.wait(timeout=5)
             except subprocess.TimeoutExpired:
-                if hasattr(self, "pid"):
+                if hasattr(self, "_pidfd"):
                     self.destroy()
                 self._process.kill()
                 self._process.wait()
+        if hasattr(self, "_pidfd"):
+            os.close(self._pidfd)
         os.close(self._log)
+
+    def io(self) -> tuple[int, int] | None:
+        """Bytes that reaped processes have read and written by calls; None once jobinit is gone.
+
+        To be asked after :class:`Ended`: jobinit stays until :meth:`close`.
+        """
+        now = self._io()
+        if now is None or self._io_before is None:
+            return None
+        return now[0] - self._io_before[0], now[1] - self._io_before[1]
+
+    def _io(self) -> tuple[int, int] | None:
+        try:
+            text = Path(f"/proc/{self.pid}/io").read_text()
+        except OSError:
+            return None
+        fields = dict(line.split(": ") for line in text.splitlines())
+        return int(fields["rchar"]), int(fields["wchar"])
 
     def _await_hello(self) -> int:
         deadline = time.monotonic() + START_TIMEOUT_S

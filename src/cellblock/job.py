@@ -60,6 +60,8 @@ class Job:
     name: str = "job"
     labels: Mapping[str, str] = field(default_factory=dict)
     files: tuple[JobFile, ...] = ()
+    collect: tuple[str, ...] = ()
+    """Files and directories below the work directory that come back with the record."""
 
 
 def parse_job(data: object) -> Job:
@@ -69,7 +71,10 @@ def parse_job(data: object) -> Job:
     Raises :class:`InvalidJobError` naming the field.
     """
     fields = _mapping(
-        data, "job", required=("environment", "stages"), optional=("name", "labels", "files")
+        data,
+        "job",
+        required=("environment", "stages"),
+        optional=("name", "labels", "files", "collect"),
     )
     name = _name(fields.get("name", "job"), "name")
     environment = _name(fields["environment"], "environment")
@@ -96,7 +101,14 @@ def parse_job(data: object) -> Job:
             f"and inputs are {size} bytes together",
             f"send at most {MAX_INPUT_BYTES} bytes",
         )
-    return Job(environment=environment, stages=stages, name=name, labels=labels, files=files)
+    return Job(
+        environment=environment,
+        stages=stages,
+        name=name,
+        labels=labels,
+        files=files,
+        collect=_collect(fields.get("collect", [])),
+    )
 
 
 def parse_document(text: str, source: str) -> object:
@@ -254,6 +266,16 @@ def _files(data: object) -> Iterable[JobFile]:
                 )
             content = {key: value for key, value in content.items() if key != "executable"}
         yield JobFile(name=name, content=_content(content, where), executable=executable)
+
+
+def _collect(data: object) -> tuple[str, ...]:
+    if not isinstance(data, list) or len(data) > MAX_FILES:
+        raise InvalidJobError(
+            "collect", f"is not a list of up to {MAX_FILES} paths", "write for example [out.txt]"
+        )
+    return tuple(
+        _relative_path(_text(name, f"collect[{i}]"), f"collect[{i}]") for i, name in enumerate(data)
+    )
 
 
 def _content(data: object, where: str) -> bytes:

@@ -46,22 +46,40 @@ class Output:
     truncated: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """``text`` is present when the bytes are UTF-8 without NUL, else ``base64``."""
-        shape: dict[str, Any] = {"size_bytes": len(self.data), "truncated": self.truncated}
-        try:
-            text = self.data.decode("utf-8")
-        except UnicodeDecodeError:
-            text = "\0"
-        if "\0" in text:
-            return {"base64": base64.b64encode(self.data).decode("ascii"), **shape}
-        return {"text": text, **shape}
+        return {**content(self.data), "size_bytes": len(self.data), "truncated": self.truncated}
+
+
+@dataclass(frozen=True)
+class CollectedFile:
+    """A file that the job left, or why it was not taken.
+
+    ``name`` is relative to the work directory; where it is not UTF-8 it is escaped for reading and
+    ``name_base64`` has its bytes. ``problem`` is None or one of ``missing``, ``symbolic_link``,
+    ``not_a_regular_file``, ``too_large``, ``too_deep``, ``too_many_files``.
+    """
+
+    name: str
+    name_base64: str | None
+    problem: str | None
+    data: bytes
+    sha256: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        shape: dict[str, Any] = {"name": self.name, "problem": self.problem}
+        if self.name_base64 is not None:
+            shape["name_base64"] = self.name_base64
+        if self.problem is None:
+            shape.update(content(self.data), size_bytes=len(self.data), sha256=self.sha256)
+        return shape
 
 
 @dataclass(frozen=True)
 class Usage:
     """What a stage cost; a figure that this host cannot give is None, never 0.
 
-    CPU, memory and process figures come from the stage's own cgroup.
+    ``sources`` says of every figure where it comes from. Figures from the cgroup and the
+    supervisor cannot be hidden; ``reaped_only`` ones are what the kernel adds up for children that
+    were waited for: a job that ignores SIGCHLD lowers them.
     """
 
     wall_time_ms: float
@@ -69,7 +87,20 @@ class Usage:
     cpu_user_ms: float
     cpu_system_ms: float
     memory_peak_bytes: int
+    memory_cache_end_bytes: int
     processes_peak: int | None
+    max_rss_bytes: int | None
+    voluntary_context_switches: int | None
+    involuntary_context_switches: int | None
+    read_bytes: int | None
+    written_bytes: int | None
+    block_read_bytes: int | None
+    block_written_bytes: int | None
+    network_received_bytes: int | None
+    network_sent_bytes: int | None
+    network_received_packets: int | None
+    network_sent_packets: int | None
+    sources: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -99,7 +130,7 @@ class StageResult:
             "violations": [vars(violation) for violation in self.violations],
             "stdout": self.stdout.as_dict(),
             "stderr": self.stderr.as_dict(),
-            "usage": None if self.usage is None else vars(self.usage),
+            "usage": None if self.usage is None else dict(vars(self.usage)),
             "constraints": self.constraints.as_dict(),
         }
 
@@ -114,6 +145,7 @@ class JobResult:
     host: str
     labels: dict[str, str]
     stages: tuple[StageResult, ...]
+    files: tuple[CollectedFile, ...] = ()
     queue_time_ms: float = 0.0
 
     @property
@@ -135,7 +167,19 @@ class JobResult:
             "verdict": self.verdict.value,
             "queue_time_ms": self.queue_time_ms,
             "stages": [stage.as_dict() for stage in self.stages],
+            "files": [file.as_dict() for file in self.files],
         }
+
+
+def content(data: bytes) -> dict[str, str]:
+    """``text`` when the bytes are UTF-8 without NUL, else ``base64``."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        return {"base64": base64.b64encode(data).decode("ascii")}
+    return {"text": text}
 
 
 def signal_name(number: int) -> str:

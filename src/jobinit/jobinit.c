@@ -17,7 +17,8 @@
  *   jobinit    -> "BEGUN"              the program was executed; or
  *                 struct failed        it was not, with the step and errno
  *   supervisor -> "KILL"               any time after START: kill everything, then report
- *   jobinit    -> struct ended         raw wait status of the program, usage of all reaped children
+ *   jobinit    -> struct ended         raw wait status of the program, usage of all reaped children;
+ *                                      jobinit then stays until the socket is closed
  *
  * Spec: struct spec_header, then `rlimits` struct spec_rlimit, then NUL-terminated strings: working
  * directory, arguments, environment.  All integers are in the machine's own byte order: both ends
@@ -47,11 +48,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "seccomp.h"
+
 enum { CONTROL_FD = 3, PROTOCOL_VERSION = 1, JOB_ID = 1000, MAX_RLIMITS = 16, MAX_STRINGS = 65536 };
 enum { TAG_FAILED = 0x4c494146, TAG_ENDED = 0x45444e45 }; /* "FAIL", "ENDE" */
 
 enum step {
 	STEP_SPEC = 1, STEP_FORK, STEP_DESCRIPTORS, STEP_RLIMIT, STEP_CHDIR, STEP_CREDENTIALS, STEP_EXEC,
+	STEP_CONFINE,
 };
 
 struct spec_header {
@@ -234,8 +238,15 @@ static void run_program(const struct program *program, int errors)
 			die(103);
 		}
 	}
+	/* Ignored signals would stay ignored across exec. */
+	for (int number = 1; number <= SIGRTMAX; number++)
+		signal(number, SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
+	if ((error = confine_job())) {
+		report_failed(errors, STEP_CONFINE, error, 0);
+		die(103);
+	}
 	environ = program->envp; /* execvp searches the job's own PATH */
 	execvp(program->argv[0], program->argv);
 	report_failed(errors, STEP_EXEC, errno, 0);
@@ -360,5 +371,9 @@ int main(int argc, char **argv)
 			break;
 	}
 	report_ended(wait_status);
+	/* The supervisor reads our /proc entry (I/O of reaped children), then closes the socket. */
+	char last;
+	while (recv(CONTROL_FD, &last, 1, 0) > 0)
+		;
 	return 0;
 }

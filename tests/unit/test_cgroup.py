@@ -21,9 +21,9 @@ class V2Tree:
         (self.own / "cgroup.controllers").write_text(controllers)
         (self.own / "cgroup.procs").write_text("")
         (self.own / "cgroup.subtree_control").write_text("")
-        for name in ("supervisor", "jobs"):
+        for name in ("supervisor", "cellblock-jobs"):
             (self.own / name).mkdir()
-        (self.own / "jobs" / "cgroup.subtree_control").write_text("")
+        (self.own / "cellblock-jobs" / "cgroup.subtree_control").write_text("")
         self.proc_cgroup = root / "proc_cgroup"
         self.proc_cgroup.write_text("0::/system.slice/x.service\n")
         self.mounts = root / "mountinfo"
@@ -41,6 +41,7 @@ V2_FILES = {
     "cgroup.procs": "",
     "cpu.stat": "usage_usec 5000\nuser_usec 3000\nsystem_usec 2000\n",
     "memory.peak": "4096\n",
+    "memory.stat": "anon 100\nfile 2048\n",
     "memory.events": "low 0\nhigh 0\nmax 3\noom 1\noom_kill 2\noom_group_kill 0\n",
     "pids.events": "max 4\n",
     "pids.peak": "7\n",
@@ -68,7 +69,7 @@ def make_group(
 def test_v2_sets_every_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = V2Tree(tmp_path)
     make_group(tree, monkeypatch, V2_FILES)
-    group = tree.own / "jobs" / "job-run"
+    group = tree.own / "cellblock-jobs" / "job-run"
     assert (group / "memory.max").read_text() == str(64 * 2**20)
     assert (group / "memory.swap.max").read_text().startswith("0")
     assert (group / "pids.max").read_text().startswith("9")
@@ -83,6 +84,7 @@ def test_v2_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         cpu_user_us=3000,
         cpu_system_us=2000,
         memory_peak_bytes=4096,
+        memory_cache_bytes=2048,
         processes_peak=7,
         oom_kills=2,
         forks_refused=4,
@@ -109,7 +111,7 @@ def v1_tree(root: Path, *, joined: bool, leave_out: str = "") -> tuple[Path, Pat
         if leave_out in name.split(","):
             continue
         point = root / name
-        (point / "svc" / "jobs").mkdir(parents=True)
+        (point / "svc" / "cellblock-jobs").mkdir(parents=True)
         mounts.append(f"{number} 1 0:{number} /outer {point} rw - cgroup cgroup rw,{name}")
         cgroups.append(f"{number}:{name}:/outer/svc")
     (root / "mountinfo").write_text("\n".join(mounts))
@@ -121,7 +123,7 @@ def v1_tree(root: Path, *, joined: bool, leave_out: str = "") -> tuple[Path, Pat
 def test_v1_finds_the_groups_below_the_mounts(tmp_path: Path, joined: bool) -> None:
     proc_cgroup, mounts = v1_tree(tmp_path, joined=joined)
     hierarchy = cgroup.detect(proc_cgroup, mounts)
-    leftover = tmp_path / "memory" / "svc" / "jobs" / "old-run"
+    leftover = tmp_path / "memory" / "svc" / "cellblock-jobs" / "old-run"
     leftover.mkdir()
     assert hierarchy.sweep() == 1
     assert not leftover.exists()

@@ -1,0 +1,69 @@
+"""Addresses and subnets of the inventory: which are given, and which are refused."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+import addresses
+import pytest
+from ansible.errors import AnsibleFilterError
+
+
+@pytest.mark.parametrize(
+    ("subnet", "number", "address"),
+    [
+        ("10.213.0.0/24", 2, "10.213.0.2"),
+        ("10.213.0.0/24", 254, "10.213.0.254"),
+        ("192.0.2.64/26", 21, "192.0.2.85"),
+        ("10.0.0.0/16", 258, "10.0.1.2"),
+    ],
+)
+def test_nth_address(subnet: str, number: int, address: str) -> None:
+    assert addresses.nth_address(subnet, number) == address
+
+
+@pytest.mark.parametrize(
+    ("subnet", "number", "complaint"),
+    [
+        ("10.213.0.0/24", 0, "no host address number 0; choose one from 2 to 254"),
+        ("10.213.0.0/24", 1, "no host address number 1;"),
+        ("10.213.0.0/24", 255, "no host address number 255;"),
+        ("192.0.2.64/26", 63, "choose one from 2 to 62"),
+        ("10.213.0.0/24", -3, "no host address number -3;"),
+        ("10.213.0.0/24", "21", "'21' is not a whole number"),
+        ("10.213.0.0/24", True, "True is not a whole number"),
+        ("10.213.0.7/24", 21, "'10.213.0.7/24' is not an IPv4 subnet"),
+        ("fd00::/64", 21, "'fd00::/64' is not an IPv4 subnet"),
+        (None, 21, "None is not an IPv4 subnet"),
+    ],
+)
+def test_nth_address_refuses(subnet: Any, number: Any, complaint: str) -> None:
+    with pytest.raises(AnsibleFilterError, match="cellblock_nth_address: ") as caught:
+        addresses.nth_address(subnet, number)
+    assert complaint in str(caught.value)
+
+
+def test_derived_subnet_depends_on_the_name_alone() -> None:
+    assert addresses.derived_subnet("test-f2af6c", "10.214.0.0/15") == "10.214.161.0/24"
+
+
+def test_derived_subnets_spread_over_the_whole_network() -> None:
+    within = ipaddress.IPv4Network("10.214.0.0/15")
+    subnets = [
+        ipaddress.IPv4Network(addresses.derived_subnet(f"fleet-{n}", str(within)))
+        for n in range(300)
+    ]
+    assert all(subnet.prefixlen == 24 and subnet.subnet_of(within) for subnet in subnets)
+    assert {subnet.network_address.packed[1] for subnet in subnets} == {214, 215}
+    # 300 of 512 at random: about 227 different ones are to be expected.
+    assert len(set(subnets)) > 200
+
+
+def test_derived_subnet_of_a_single_24_is_that_24() -> None:
+    assert addresses.derived_subnet("any", "192.0.2.0/24") == "192.0.2.0/24"
+
+
+def test_derived_subnet_refuses_a_network_without_room() -> None:
+    with pytest.raises(AnsibleFilterError, match=r"192\.0\.2\.0/25 is smaller than the /24"):
+        addresses.derived_subnet("any", "192.0.2.0/25")

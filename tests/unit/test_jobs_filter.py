@@ -1,0 +1,64 @@
+"""The filters behind playbooks/run-job.yml."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jobs
+import pytest
+from ansible.errors import AnsibleFilterError
+
+JOB = {"environment": "base", "stages": [{"name": "run", "command": ["true"]}]}
+
+
+def write(path: Path, data: Any) -> str:
+    path.write_text(json.dumps(data))
+    return str(path)
+
+
+def test_a_job_is_named_after_its_file_unless_it_has_a_name(tmp_path: Path) -> None:
+    paths = [
+        write(tmp_path / "first.yml", JOB),
+        write(tmp_path / "second.yml", {**JOB, "name": "own"}),
+    ]
+    assert [job["name"] for job in jobs.read_jobs(paths)] == ["first", "own"]
+    assert jobs.read_jobs(paths[0])[0]["name"] == "first"
+
+
+@pytest.mark.parametrize("given", [None, [], 3, [3], {"a": 1}, ""])
+def test_what_is_not_a_path(given: Any) -> None:
+    with pytest.raises(AnsibleFilterError):
+        jobs.read_jobs(given)
+
+
+def test_a_mistake_names_file_and_field(tmp_path: Path) -> None:
+    path = write(tmp_path / "bad.yml", {**JOB, "files": {"/x": {"text": ""}}})
+    with pytest.raises(AnsibleFilterError) as caught:
+        jobs.read_jobs(path)
+    assert str(caught.value).startswith(f"{path}: files./x: is an absolute path; ")
+
+
+def test_jobs_are_dealt_out_in_turn() -> None:
+    deal = [{"n": n} for n in range(5)]
+    hosts = ["a", "b"]
+    assert [job["n"] for job in jobs.share_jobs(deal, hosts, "a")] == [0, 2, 4]
+    assert [job["n"] for job in jobs.share_jobs(deal, hosts, "b")] == [1, 3]
+    with pytest.raises(AnsibleFilterError):
+        jobs.share_jobs(deal, hosts, "c")
+
+
+def test_table_of_violations_and_signals() -> None:
+    stage = {
+        "name": "run",
+        "verdict": "limit_exceeded",
+        "violations": [{"limit": "wall_time_ms"}, {"limit": "stdout_bytes"}],
+        "signal": {"name": "SIGKILL", "number": 9},
+        "exit_code": None,
+        "usage": None,
+    }
+    table = jobs.result_table([{"name": "j", "host": "h", "stages": [stage]}])
+    assert table.splitlines()[1].split() == [
+        "j", "h", "run", "limit_exceeded", "(wall_time_ms,", "stdout_bytes)", "SIGKILL", "-", "-", "-",
+    ]  # fmt: skip
