@@ -14,20 +14,13 @@ from typing import Any
 
 from cellblock import __version__, client, table
 from cellblock.engine import Engine
-from cellblock.errors import (
-    CellblockError,
-    InvalidJobError,
-    JobFileError,
-    LimitAboveMaximumError,
-    UnknownEnvironmentError,
-)
+from cellblock.errors import BAD_INPUT, CellblockError, InvalidJobError
 from cellblock.host import DEFAULT_CONFIG_PATH, Host
 from cellblock.job import load_job_data, parse_document, parse_job
 from cellblock.service import listen_fd, serve
 
 EXIT_OK, EXIT_JOB_NOT_OK, EXIT_BAD_INPUT, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 MAX_PARALLEL_REQUESTS = 64
-_BAD_INPUT = (InvalidJobError, JobFileError, LimitAboveMaximumError, UnknownEnvironmentError)
 
 _EPILOG = """\
 exit status:
@@ -49,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, "format", None) == "json":
             print(json.dumps({"error": problem.as_dict()}))
         print(f"cellblock: {problem}", file=sys.stderr)
-        return EXIT_BAD_INPUT if isinstance(problem, _BAD_INPUT) else EXIT_UNAVAILABLE
+        return EXIT_BAD_INPUT if isinstance(problem, BAD_INPUT) else EXIT_UNAVAILABLE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
@@ -148,7 +141,7 @@ def _checked(sources: list[str]) -> list[dict[str, Any]]:
         try:
             parse_job(job)
             client.request({"op": "check", "job": job})
-        except _BAD_INPUT as problem:
+        except BAD_INPUT as problem:
             if len(jobs) == 1 and name == "job 1":
                 raise
             raise type(problem)(

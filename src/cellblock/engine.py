@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import selectors
 import signal
@@ -19,11 +20,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cellblock import cgroup, files
-from cellblock.errors import CellblockError, HostSetupError
+from cellblock import cgroup, files, journal
+from cellblock.errors import CellblockError, HostSetupError, UnsupportedNetworkError
 from cellblock.host import Environment, Host
 from cellblock.jail import Begun, Ended, Failed, Gone, Jail, JailSpec
-from cellblock.job import Job, Stage
+from cellblock.job import Job, NetworkPolicy, Stage
 from cellblock.limits import StageConstraints
 from cellblock.result import (
     CollectedFile,
@@ -92,7 +93,15 @@ class Engine:
         """The job's environment if this host would run the job; else raises as :meth:`run`."""
         for index, stage in enumerate(job.stages):
             stage.constraints.check_maxima(self.host.maxima, f"stages[{index}].constraints")
-        return self.host.environment(job.environment)
+            if stage.network is not NetworkPolicy.NONE:
+                raise UnsupportedNetworkError(
+                    f"stages[{index}].network",
+                    f"is {stage.network.value!r}, but {self.host.name} has no job networks",
+                    "use none",
+                )
+        environment = self.host.environment(job.environment)
+        self.host.bind((*environment.mounts, *job.mounts))
+        return environment
 
     @contextlib.contextmanager
     def _slot(self, cancelled: Callable[[], bool]) -> Iterator[int]:
@@ -145,10 +154,28 @@ class _JobRun:
                     results.append(StageResult(stage.name, Verdict.SKIPPED, stage.constraints))
                     continue
                 result = self._run_stage(stage, scratch)
+                self._report_violations(result)
                 all_well = all_well and result.verdict is Verdict.OK
                 results.append(result)
             collected = scratch.collect(self._job.collect)
         return tuple(results), collected
+
+    def _report_violations(self, result: StageResult) -> None:
+        for violation in result.violations:
+            journal.send(
+                f"job {self._job.name} ({self._job_id}), stage {result.name}: {violation.limit} "
+                f"allowed {violation.allowed}, seen {violation.seen} ({violation.evidence})",
+                event="limit_exceeded",
+                job_id=self._job_id,
+                job=self._job.name,
+                stage=result.name,
+                environment=self._job.environment,
+                limit=violation.limit,
+                allowed=violation.allowed,
+                seen=violation.seen,
+                evidence=violation.evidence,
+                labels=json.dumps(dict(self._job.labels), sort_keys=True),
+            )
 
     def _run_stage(self, stage: Stage, scratch: files.Scratch) -> StageResult:
         try:
@@ -182,6 +209,7 @@ class _JobRun:
             work=scratch.work,
             tmp=scratch.tmp,
             first_id=self._first_id,
+            mounts=host.bind((*self._environment.mounts, *self._job.mounts)),
         )
 
 

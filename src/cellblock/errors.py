@@ -58,6 +58,18 @@ class LimitAboveMaximumError(CellblockError):
     code = "limit_above_maximum"
 
 
+class UnsupportedNetworkError(CellblockError):
+    """The job asks for a network policy that this host cannot enforce."""
+
+    code = "unsupported_network"
+
+
+class UnknownMountError(CellblockError):
+    """The job asks for a mount that this host does not offer, or not writable."""
+
+    code = "unknown_mount"
+
+
 class HostSetupError(CellblockError):
     """This host cannot enforce what it must; no job is started (never silently weaker)."""
 
@@ -76,18 +88,23 @@ class InternalError(CellblockError):
     code = "internal_error"
 
 
-_BY_CODE: dict[str, type[CellblockError]] = {
-    cls.code: cls
-    for cls in (
-        InvalidJobError,
-        JobFileError,
-        UnknownEnvironmentError,
-        LimitAboveMaximumError,
-        HostSetupError,
-        ServiceUnavailableError,
-        InternalError,
-    )
-}
+BAD_INPUT: tuple[type[CellblockError], ...] = (
+    InvalidJobError,
+    JobFileError,
+    UnknownEnvironmentError,
+    LimitAboveMaximumError,
+    UnsupportedNetworkError,
+    UnknownMountError,
+)
+"""What the caller can mend in the job; the other errors are the host's."""
+
+_ALL: tuple[type[CellblockError], ...] = (
+    *BAD_INPUT,
+    HostSetupError,
+    ServiceUnavailableError,
+    InternalError,
+)
+_BY_CODE = {cls.code: cls for cls in _ALL}
 
 
 def from_dict(data: dict[str, Any]) -> CellblockError:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cellblock.errors import HostSetupError, UnknownEnvironmentError
+from cellblock.errors import (
+    HostSetupError,
+    InvalidJobError,
+    UnknownEnvironmentError,
+    UnknownMountError,
+)
+from cellblock.job import JobMount, parse_mounts
 from cellblock.limits import DEFAULT_MAXIMA, parse_maxima
 
 DEFAULT_CONFIG_PATH = Path("/etc/cellblock/engine.json")
@@ -24,6 +30,25 @@ class Environment:
     path: Path
     default_path: str
     description: str
+    mounts: tuple[JobMount, ...] = ()
+    """Mounts that every job in it gets."""
+
+
+@dataclass(frozen=True)
+class OfferedMount:
+    """A directory of the host that jobs may ask for by name."""
+
+    source: Path
+    writable: bool
+
+
+@dataclass(frozen=True)
+class BoundMount:
+    """A mount as a jail gets it."""
+
+    source: Path
+    target: str
+    writable: bool
 
 
 @dataclass(frozen=True)
@@ -42,6 +67,7 @@ class Host:
     slots: int
     name: str = field(default_factory=platform.node)
     maxima: Mapping[str, int | float] = field(default_factory=lambda: dict(DEFAULT_MAXIMA))
+    mounts: Mapping[str, OfferedMount] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path = DEFAULT_CONFIG_PATH) -> Host:
@@ -56,6 +82,10 @@ class Host:
                 first_id=int(data["first_id"]),
                 slots=int(data["slots"] or len(os.sched_getaffinity(0))),
                 maxima=parse_maxima(data["maxima"], f"{path}: maxima"),
+                mounts={
+                    name: OfferedMount(Path(entry["source"]), bool(entry.get("writable", False)))
+                    for name, entry in data["mounts"].items()
+                },
             )
         except (KeyError, TypeError, ValueError) as problem:
             raise HostSetupError(
@@ -77,6 +107,9 @@ class Host:
                 path=Path(entry["path"]),
                 default_path=str(entry["default_path"]),
                 description=str(entry.get("description", "")),
+                mounts=parse_mounts(
+                    entry.get("mounts", []), f"{self.environments_file}: {name}.mounts"
+                ),
             )
             for name, entry in data.items()
         }
@@ -96,6 +129,31 @@ class Host:
                 str(known[name].path), "is missing", "run the environments role again"
             )
         return known[name]
+
+    def bind(self, mounts: Iterable[JobMount]) -> tuple[BoundMount, ...]:
+        """What jails get for the ``mounts`` of a job; raises :class:`UnknownMountError`."""
+        bound: dict[str, BoundMount] = {}
+        for mount in mounts:
+            offered = self.mounts.get(mount.name)
+            if offered is None:
+                raise UnknownMountError(
+                    "mounts",
+                    f"has {mount.name!r}, which {self.name} does not offer",
+                    f"use one of {', '.join(sorted(self.mounts)) or '(none offered)'}, or declare it "
+                    "in worker_slave_mounts",
+                )
+            if mount.writable and not offered.writable:
+                raise UnknownMountError(
+                    "mounts",
+                    f"asks for {mount.name!r} writable, which {self.name} offers read-only",
+                    "leave out writable, or set it in worker_slave_mounts",
+                )
+            if not offered.source.is_dir():
+                raise HostSetupError(
+                    str(offered.source), "is missing", f"create it, or drop the mount {mount.name}"
+                )
+            bound[mount.name] = BoundMount(offered.source, f"/mnt/{mount.name}", mount.writable)
+        return tuple(bound.values())
 
 
 def _load_json(path: Path, role: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellblock.errors import InternalError
+from cellblock.host import BoundMount
 from cellblock.limits import StageConstraints
 
 PROTOCOL_VERSION = 1
@@ -93,6 +94,7 @@ class JailSpec:
     tmp: Path
     first_id: int
     """Host id of jobinit; the job's is the next one."""
+    mounts: tuple[BoundMount, ...] = ()
 
 
 class Jail:
@@ -267,11 +269,25 @@ def _command(spec: JailSpec, control: int, log: int) -> list[str]:
         f"--bindmount_ro={spec.dev}:/dev",
         f"--bindmount={spec.work}:/work",
         f"--bindmount={spec.tmp}:/tmp",
+        *_mount_options(spec.mounts),
         f"--exec_file={spec.jobinit}",
         "--execute_fd",
         "--",
         "jobinit",
         str(control),
+    ]
+
+
+def _mount_options(mounts: Sequence[BoundMount]) -> list[str]:
+    if not mounts:
+        return []
+    # The root is read-only, so the targets are made in a tmpfs of jail root's.
+    return [
+        "--mount=none:/mnt:tmpfs:size=64k,nr_inodes=1024,mode=755",
+        *(
+            f"--bindmount{'' if mount.writable else '_ro'}={mount.source}:{mount.target}"
+            for mount in mounts
+        ),
     ]
 
 

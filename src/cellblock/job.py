@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,23 @@ class JobFile:
     executable: bool = False
 
 
+class NetworkPolicy(str, Enum):
+    """Whom a stage may reach. Hosts without job networks enforce ``none`` only."""
+
+    NONE = "none"
+    CACHE = "cache"
+    INTERNET = "internet"
+    ALLOW = "allow"
+
+
+@dataclass(frozen=True)
+class JobMount:
+    """One of the mounts that the host offers; the job sees it as ``/mnt/NAME``."""
+
+    name: str
+    writable: bool = False
+
+
 @dataclass(frozen=True)
 class Stage:
     """One command. ``run_always``: also when an earlier stage did not end well."""
@@ -49,6 +67,7 @@ class Stage:
     working_directory: str = "."
     constraints: StageConstraints = field(default_factory=StageConstraints)
     run_always: bool = False
+    network: NetworkPolicy = NetworkPolicy.NONE
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,7 @@ class Job:
     name: str = "job"
     labels: Mapping[str, str] = field(default_factory=dict)
     files: tuple[JobFile, ...] = ()
+    mounts: tuple[JobMount, ...] = ()
     collect: tuple[str, ...] = ()
     """Files and directories below the work directory that come back with the record."""
 
@@ -74,7 +94,7 @@ def parse_job(data: object) -> Job:
         data,
         "job",
         required=("environment", "stages"),
-        optional=("name", "labels", "files", "collect"),
+        optional=("name", "labels", "files", "mounts", "collect"),
     )
     name = _name(fields.get("name", "job"), "name")
     environment = _name(fields["environment"], "environment")
@@ -107,6 +127,7 @@ def parse_job(data: object) -> Job:
         name=name,
         labels=labels,
         files=files,
+        mounts=parse_mounts(fields.get("mounts", []), "mounts"),
         collect=_collect(fields.get("collect", [])),
     )
 
@@ -203,6 +224,7 @@ def _stage(data: object, where: str) -> Stage:
             "environment_variables",
             "working_directory",
             "constraints",
+            "network",
             "run_always",
         ),
     )
@@ -231,7 +253,43 @@ def _stage(data: object, where: str) -> Stage:
         working_directory=directory,
         constraints=StageConstraints.parse(fields.get("constraints", {}), f"{where}.constraints"),
         run_always=run_always,
+        network=_network(fields.get("network", "none"), f"{where}.network"),
     )
+
+
+def _network(value: object, where: str) -> NetworkPolicy:
+    try:
+        return NetworkPolicy(value)
+    except ValueError:
+        raise InvalidJobError(
+            where,
+            f"is {_show(value)}, not a network policy",
+            f"write one of {', '.join(policy.value for policy in NetworkPolicy)}",
+        ) from None
+
+
+def parse_mounts(data: object, where: str) -> tuple[JobMount, ...]:
+    """Mounts from a list of names or ``{name: ..., writable: true}``; else InvalidJobError."""
+    if not isinstance(data, list):
+        raise InvalidJobError(
+            where, f"is {_show(data)}, not a list", "write for example [datasets]"
+        )
+    mounts: list[JobMount] = []
+    for index, entry in enumerate(data):
+        here = f"{where}[{index}]"
+        if isinstance(entry, str):
+            entry = {"name": entry}
+        fields = _mapping(entry, here, required=("name",), optional=("writable",))
+        writable = fields.get("writable", False)
+        if not isinstance(writable, bool):
+            raise InvalidJobError(
+                f"{here}.writable", f"is {_show(writable)}", "write true or false"
+            )
+        mount = JobMount(_name(fields["name"], f"{here}.name"), writable)
+        if any(mount.name == other.name for other in mounts):
+            raise InvalidJobError(here, f"is {mount.name!r} again", "name every mount once")
+        mounts.append(mount)
+    return tuple(mounts)
 
 
 def _files(data: object) -> Iterable[JobFile]:

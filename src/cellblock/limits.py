@@ -151,6 +151,30 @@ class StageConstraints:
         evidence="byte counter",
         help="What the stage may write to standard error; it is ended at the first byte beyond.",
     )
+    network_bytes: Bytes = _limit(
+        0,
+        maximum=0,
+        minimum=0,
+        enforced_by="no network: the jail has only its own loopback",
+        evidence="none: connections fail",
+        help="Bytes received and sent together.",
+    )
+    network_bytes_per_second: Bytes = _limit(
+        0,
+        maximum=0,
+        minimum=0,
+        enforced_by="no network: the jail has only its own loopback",
+        evidence="none: connections fail",
+        help="Bandwidth in each direction.",
+    )
+    network_connections: Count = _limit(
+        0,
+        maximum=0,
+        minimum=0,
+        enforced_by="no network: the jail has only its own loopback",
+        evidence="none: connections fail",
+        help="Connections at one time.",
+    )
     cpus: Cpus = _limit(
         1.0,
         maximum=4.0,

@@ -35,6 +35,7 @@ def test_nth_address(subnet: str, number: int, address: str) -> None:
         ("10.213.0.0/24", True, "True is not a whole number"),
         ("10.213.0.7/24", 21, "'10.213.0.7/24' is not an IPv4 subnet"),
         ("fd00::/64", 21, "'fd00::/64' is not an IPv4 subnet"),
+        ("10.213.0.0", 21, "10.213.0.0 has no room for hosts; use a /29 or larger"),
         (None, 21, "None is not an IPv4 subnet"),
     ],
 )

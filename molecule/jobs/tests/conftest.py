@@ -1,0 +1,78 @@
+"""What the tests of this scenario share: submitting jobs on a slave, and running playbooks."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+INVENTORIES = [ROOT / "inventory" / "local", ROOT / "molecule" / "inventory"]
+
+Record = dict[str, Any]
+
+
+@pytest.fixture
+def submit(host: Any) -> Callable[..., Record]:
+    """Runs one job on the slave with the cellblock command and returns its record."""
+
+    def run(job: Record, *, user: str | None = None) -> Record:
+        encoded = base64.b64encode(json.dumps(job).encode()).decode()
+        command = (
+            "cellblock run -" if user is None else f"su {user} -s /bin/sh -c 'cellblock run -'"
+        )
+        done = host.run(f"echo {encoded} | base64 -d | {command}")
+        assert done.stdout, done.stderr
+        record: Record = json.loads(done.stdout.splitlines()[0])
+        return record
+
+    return run
+
+
+@pytest.fixture
+def run_stage(submit: Callable[..., Record]) -> Callable[..., Record]:
+    """Runs one command in a job of one stage and returns the stage's record."""
+
+    def run(*command: str, environment: str = "base", **fields: Any) -> Record:
+        files = fields.pop("files", {})
+        record = submit(
+            {
+                "environment": environment,
+                "files": files,
+                "stages": [{"name": "run", "command": list(command), **fields}],
+            }
+        )
+        assert "stages" in record, record
+        stage: Record = record["stages"][0]
+        return stage
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a playbook of the project on the test fleet, as an operator would."""
+
+    def run(name: str, *arguments: str, inventory: Path | None = None) -> Any:
+        inventories = [inventory] if inventory else INVENTORIES
+        return subprocess.run(
+            [
+                "ansible-playbook",
+                *(f"--inventory={path}" for path in inventories),
+                str(ROOT / "playbooks" / name),
+                *arguments,
+            ],
+            cwd=ROOT,
+            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,129 @@
+"""The operator's way: run-job.yml, its table, its records, and its errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+Playbook = Callable[..., Any]
+
+
+def jobs(*names: str) -> str:
+    return json.dumps({"job": [f"jobs/{name}.yml" for name in names]})
+
+
+@pytest.fixture(scope="module")
+def examples(
+    playbook: Playbook, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, Any]]:
+    """All example jobs in one run: what was printed, and the records by job name."""
+    output = tmp_path_factory.mktemp("records") / "results.json"
+    names = sorted(path.stem for path in (ROOT / "jobs").glob("*.yml"))
+    done = playbook("run-job.yml", "-e", jobs(*names), "-e", f"output={output}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, {record["name"]: record for record in json.loads(output.read_text())}
+
+
+def test_the_examples(examples: tuple[str, dict[str, Any]]) -> None:
+    _, records = examples
+    assert [stage["verdict"] for stage in records["hello-c"]["stages"]] == ["ok", "ok"]
+    assert "Hello from C" in records["hello-c"]["stages"][1]["stdout"]["text"]
+    assert (
+        "Hello, operator, from Python 3.11"
+        in records["hello-python"]["stages"][0]["stdout"]["text"]
+    )
+    aborted = records["abort"]["stages"][0]
+    assert (aborted["signal"], aborted["exit_code"]) == ({"name": "SIGABRT", "number": 6}, None)
+    exited = records["exit-137"]["stages"][0]
+    assert (exited["signal"], exited["exit_code"]) == (None, 137)
+
+
+def test_jobs_are_spread_over_the_slaves(examples: tuple[str, dict[str, Any]]) -> None:
+    assert {record["host"] for record in examples[1].values()} == {"slave1", "slave2"}
+
+
+def test_the_table(examples: tuple[str, dict[str, Any]]) -> None:
+    rows = [line.split() for line in examples[0].splitlines()]
+    assert ["job", "host", "stage", "verdict", "exit", "wall", "cpu", "memory"] in rows
+    assert any(row[:1] == ["abort"] and row[3:5] == ["signaled", "SIGABRT"] for row in rows)
+    assert any(row[:1] == ["exit-137"] and row[3:5] == ["nonzero_exit", "137"] for row in rows)
+
+
+GOOD = {"environment": "base", "stages": [{"name": "run", "command": ["touch", "/work/ran"]}]}
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ({**GOOD, "environment": "cobol"}, ["environment", "'cobol'", "slave", "base, c, python"]),
+        ({**GOOD, "colour": "red"}, ["colour", "not a known field", "environment, stages"]),
+        (
+            {**GOOD, "files": {"/etc/x": {"text": ""}}},
+            ["files./etc/x", "absolute path", "relative"],
+        ),
+        (
+            {**GOOD, "files": {"../x": {"text": ""}}},
+            ["files.../x", "'..'", "inside the work directory"],
+        ),
+        (
+            {
+                "environment": "base",
+                "stages": [
+                    {"name": "run", "command": ["true"], "constraints": {"memory_bytes": "64"}}
+                ],
+            },
+            ["stages[0].constraints.memory_bytes", "no unit", "MiB"],
+        ),
+        (
+            {
+                "environment": "base",
+                "stages": [
+                    {"name": "run", "command": ["true"], "constraints": {"processes": 99999}}
+                ],
+            },
+            ["processes is 99999", "maximum is 1024"],
+        ),
+    ],
+    ids=["environment", "field", "absolute", "dotdot", "unit", "maximum"],
+)
+def test_bad_jobs(
+    playbook: Playbook, tmp_path: Path, job: dict[str, Any], words: list[str]
+) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(job))
+    done = playbook("run-job.yml", "-e", f"job={path}")
+    assert done.returncode != 0
+    printed = " ".join((done.stdout + done.stderr).split())
+    for word in words:
+        assert word in printed, printed
+
+
+def test_no_job_given(playbook: Playbook) -> None:
+    done = playbook("run-job.yml")
+    assert done.returncode != 0
+    assert "-e job=jobs/hello-c.yml" in " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.mark.parametrize("name", ["site.yml", "run-job.yml"])
+def test_an_inventory_without_slaves(playbook: Playbook, tmp_path: Path, name: str) -> None:
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text("all:\n  children:\n    worker_slaves:\n")
+    done = playbook(name, "-e", "job=jobs/hello-c.yml", inventory=inventory)
+    assert done.returncode != 0
+    assert "worker_slaves" in done.stdout + done.stderr
+
+
+def test_check_mode_runs_no_job(playbook: Playbook, tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    done = playbook(
+        "run-job.yml", "-e", "job=jobs/hello-c.yml", "-e", f"output={output}", "--check"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not output.exists()
+    assert "Hello from C" not in done.stdout
