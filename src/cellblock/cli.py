@@ -86,23 +86,37 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     jobs = _checked(options.jobs)
+    records = []
     with ThreadPoolExecutor(min(len(jobs), MAX_PARALLEL_REQUESTS)) as pool:
         try:
-            records = list(pool.map(_request_run, jobs))
-        except KeyboardInterrupt:
+            for record in pool.map(_request_run, jobs):
+                records.append(record)
+                _show_progress(len(records), len(jobs))
+                if options.format == "json":
+                    # At once: what was returned is not lost, whatever happens to the others.
+                    print(json.dumps(record), flush=True)
+        except (KeyboardInterrupt, BrokenPipeError):
             # The pool would wait for its jobs; without their connections the service ends them.
             os._exit(EXIT_INTERRUPTED)
     if options.format == "table":
         print(table.render(records))
-    else:
-        for record in records:
-            print(json.dumps(record))
     for record in records:
         if "error" in record:
             print(f"cellblock: {record['name']}: {record['error']['text']}", file=sys.stderr)
     if any("error" in record for record in records):
         return EXIT_UNAVAILABLE
     return EXIT_OK if all(r["verdict"] == "ok" for r in records) else EXIT_JOB_NOT_OK
+
+
+def _show_progress(done: int, total: int) -> None:
+    """A bar on batches, while a person watches."""
+    if total < 2 or not sys.stderr.isatty():
+        return
+    width = 40
+    filled = width * done // total
+    end = "\n" if done == total else ""
+    bar = "#" * filled + "." * (width - filled)
+    print(f"\r[{bar}] {done}/{total} jobs", end=end, file=sys.stderr, flush=True)
 
 
 def _request_run(job: dict[str, Any]) -> dict[str, Any]:

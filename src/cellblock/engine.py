@@ -393,7 +393,9 @@ class _StageRun:
             self._violate("cpu_time_ms", constraints.cpu_time_ms, usage.cpu_us / 1000, "cgroup_cpu")
 
     def _violate(self, limit: str, allowed: float, seen: float | None, evidence: str) -> None:
-        self._violations.setdefault(limit, Violation(limit, allowed, seen, evidence))
+        self._violations.setdefault(
+            limit, Violation(limit, allowed, None if seen is None else round(seen, 3), evidence)
+        )
 
 
 @dataclass(frozen=True)

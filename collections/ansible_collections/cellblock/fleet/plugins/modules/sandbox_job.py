@@ -18,6 +18,8 @@ description:
   - Jobs leave nothing on the host, so that the task never reports a change.
   - The number of jobs that run at the same time is the host's; the rest waits.
 author: The Cellblock authors (@cellblock)
+extends_documentation_fragment:
+  - cellblock.fleet.stage_constraints
 requirements:
   - The host was provisioned by the roles C(nsjail), C(environments) and C(worker_slave).
   - The remote user is root or a member of the group C(cellblock).

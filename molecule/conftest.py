@@ -1,4 +1,4 @@
-"""What the tests of this scenario share: submitting jobs on a slave, and running playbooks."""
+"""What the tests of the scenarios share: submitting jobs on a slave, and running playbooks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[1]
 INVENTORIES = [ROOT / "inventory" / "local", ROOT / "molecule" / "inventory"]
 
 Record = dict[str, Any]

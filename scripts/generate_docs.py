@@ -1,0 +1,137 @@
+"""Writes the documents that are made from the table of limits in src/cellblock/limits.py.
+
+With --check nothing is written: the exit status is 1 when a document is stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+from cellblock.limits import LIMITS, LimitInfo  # noqa: E402
+from cellblock.units import format_bytes  # noqa: E402
+
+COLLECTION = ROOT / "collections" / "ansible_collections" / "cellblock" / "fleet"
+
+LIMITS_HEAD = """\
+# Limits
+
+<!-- Made by `make docs` from src/cellblock/limits.py; edit that. -->
+
+Every stage has all of these limits. An integer is in the unit of the name; text must name its unit:
+`B kB MB GB KiB MiB GiB`, `ms s min`. A host's maxima can be changed with `worker_slave_maxima`; a job
+that asks for more is refused before it starts, with each field and its maximum. The record of a stage
+has the limits as they were applied.
+
+| limit | unit | default | maximum | enforced by | evidence of a violation |
+|---|---|---|---|---|---|
+"""
+
+LIMITS_TAIL = """\
+
+## What they mean
+
+{meanings}
+## Scratch counts as memory
+
+`/work` and `/tmp` are one tmpfs. What is in it occupies memory of the stage that wrote it, so a job may
+not ask for more `scratch_bytes` than `memory_bytes`. A program that fills its memory limit by writing
+files is ended by the OOM killer and the violation is `memory_bytes`; one that fills `scratch_bytes`
+first sees ENOSPC.
+
+## Network
+
+The policy is the stage's `network`: `none`, `cache`, `internet` or `allow`. A host without job networks
+enforces `none` only and refuses the others; it is never silently weaker. With `none` the jail has a
+network namespace of its own with nothing but a loopback interface.
+"""
+
+FRAGMENT = '''\
+# Copyright: The Cellblock authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+# SPDX-License-Identifier: Apache-2.0
+# Made by `make docs` from src/cellblock/limits.py; edit that.
+
+"""The limits of a stage, for the documentation of modules that take jobs."""
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    """Notes with one entry per limit."""
+
+    DOCUMENTATION = r"""
+options: {{}}
+notes:
+  - The limits of a stage, in its C(constraints), are these; maxima are the defaults of a host.
+{notes}
+"""
+'''
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="only say what is stale")
+    check = parser.parse_args().check
+    stale = [path for path, make in DOCUMENTS.items() if _read(path) != make()]
+    for path in stale:
+        name = path.relative_to(ROOT)
+        if check:
+            print(f"{name} is stale; run: make docs", file=sys.stderr)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(DOCUMENTS[path]())
+            print(f"wrote {name}")
+    return 1 if check and stale else 0
+
+
+def limits_page() -> str:
+    """docs/limits.md."""
+    rows = "".join(
+        f"| `{name}` | {info.unit} | {_amount(name, info.default)} | {_amount(name, info.maximum)} "
+        f"| {info.enforced_by} | {info.evidence} |\n"
+        for name, info in LIMITS.items()
+    )
+    meanings = "".join(f"- `{name}`: {info.help}\n" for name, info in LIMITS.items())
+    return LIMITS_HEAD + rows + LIMITS_TAIL.format(meanings=meanings)
+
+
+def fragment() -> str:
+    """The documentation fragment of the collection."""
+    return FRAGMENT.format(notes="\n".join(_note(name, info) for name, info in LIMITS.items()))
+
+
+def _note(name: str, info: LimitInfo) -> str:
+    text = (
+        f"C({name}) in {info.unit}, default {info.default}, maximum {info.maximum}. {info.help} "
+        f"Enforced by {info.enforced_by}."
+    )
+    text = text.replace(": ", " - ")
+    return textwrap.fill(
+        text, 98, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False
+    )
+
+
+def _amount(name: str, value: float) -> str:
+    if name.endswith(("_bytes", "_bytes_per_second")) and value >= 1024:
+        return format_bytes(int(value)).replace(".0 ", " ")
+    return f"{value:g}"
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text() if path.exists() else None
+
+
+DOCUMENTS: dict[Path, Callable[[], str]] = {
+    ROOT / "docs" / "limits.md": limits_page,
+    COLLECTION / "plugins" / "doc_fragments" / "stage_constraints.py": fragment,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
