@@ -13,15 +13,20 @@ import os
 import selectors
 import signal
 import stat
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cellblock import cgroup, files, journal
-from cellblock.errors import CellblockError, HostSetupError, UnsupportedNetworkError
+from cellblock.admission import Admission, Cancelled
+from cellblock.errors import (
+    CellblockError,
+    HostSetupError,
+    InternalError,
+    UnsupportedNetworkError,
+)
 from cellblock.host import Environment, Host
 from cellblock.jail import Begun, Ended, Failed, Gone, Jail, JailSpec
 from cellblock.job import Job, NetworkPolicy, Stage
@@ -43,10 +48,6 @@ _DEVICES = ("null", "zero", "full", "random", "urandom")
 _MS_BIND = 4096
 
 
-class Cancelled(Exception):
-    """The client asked for the job's end, or went away."""
-
-
 class Engine:
     """The sandbox of one host. Thread-safe: every concurrent :meth:`run` takes a slot."""
 
@@ -62,8 +63,7 @@ class Engine:
         host.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         files.sweep(self._jobs_dir)
         self._dev = _make_dev(host.run_dir / "dev")
-        self._slots = list(range(host.slots))
-        self._slot_freed = threading.Condition()
+        self._admission = Admission.of_this_host(host.slots)
 
     def run(self, job: Job, cancelled: Callable[[], bool] = lambda: False) -> JobResult:
         """Runs every stage of ``job`` and returns its record; waits while all slots are taken.
@@ -75,9 +75,16 @@ class Engine:
         environment = self.check(job)
         job_id = uuid.uuid4().hex
         queued = time.monotonic()
-        with self._slot(cancelled) as slot:
+        with self._admission.slot(job, cancelled) as slot:
             queue_time_ms = _milliseconds(time.monotonic() - queued)
-            stages, collected = _JobRun(self, job, job_id, environment, slot, cancelled).run()
+            try:
+                stages, collected = _JobRun(self, job, job_id, environment, slot, cancelled).run()
+            except OSError as problem:
+                raise InternalError(
+                    problem.filename or "scratch",
+                    f"failed: {problem.strerror}",
+                    "see whether the host is out of memory, disk or descriptors",
+                ) from problem
         return JobResult(
             job_id=job_id,
             name=job.name,
@@ -99,24 +106,10 @@ class Engine:
                     f"is {stage.network.value!r}, but {self.host.name} has no job networks",
                     "use none",
                 )
+        self._admission.check(job)
         environment = self.host.environment(job.environment)
         self.host.bind((*environment.mounts, *job.mounts))
         return environment
-
-    @contextlib.contextmanager
-    def _slot(self, cancelled: Callable[[], bool]) -> Iterator[int]:
-        with self._slot_freed:
-            while not self._slots:
-                if cancelled():
-                    raise Cancelled
-                self._slot_freed.wait(timeout=0.1)
-            slot = self._slots.pop(0)
-        try:
-            yield slot
-        finally:
-            with self._slot_freed:
-                self._slots.append(slot)
-                self._slot_freed.notify()
 
 
 class _JobRun:
@@ -327,7 +320,10 @@ class _StageRun:
             selector.register(self._jail, selectors.EVENT_READ, None)
             for pipe in pipes:
                 selector.register(pipe.fd, selectors.EVENT_READ, pipe)
-            while report is None or selector.get_map():
+            drained_by = float("inf")
+            # Whatever holds a pipe longer than that is not of this jail (a descriptor can leave it
+            # through a writable mount); what was written so far is there.
+            while report is None or (selector.get_map() and time.monotonic() < drained_by):
                 for key, _ in selector.select(self._next_check_s(started)):
                     if isinstance(key.data, _Pipe):
                         if not key.data.read():
@@ -338,6 +334,7 @@ class _StageRun:
                         _set_oom_score(self._jail.pid, 0)
                         continue
                     report = event
+                    drained_by = time.monotonic() + KILL_GRACE_S
                     selector.unregister(self._jail)
                 if report is None:
                     self._check_limits(pipes, started)
@@ -415,6 +412,8 @@ class _Outcome:
         jail: Jail,
     ) -> _Outcome:
         """The verdict; adds the violation that only a signal shows (SIGXFSZ)."""
+        if isinstance(report, Failed) and limited:
+            return cls(Verdict.LIMIT_EXCEEDED, reason=report.reason)
         if isinstance(report, Failed):
             verdict = Verdict.NOT_STARTED if report.by_job else Verdict.INTERNAL_ERROR
             return cls(verdict, reason=report.reason)

@@ -12,7 +12,6 @@ from typing import Any
 
 from cellblock.errors import (
     HostSetupError,
-    InvalidJobError,
     UnknownEnvironmentError,
     UnknownMountError,
 )

@@ -266,6 +266,7 @@ def _command(spec: JailSpec, control: int, log: int) -> list[str]:
         "--time_limit=0",
         "--disable_rlimits",
         "--nice_level=0",
+        *(["--enable_clone_newtime"] if Path("/proc/self/ns/time").exists() else []),
         f"--bindmount_ro={spec.dev}:/dev",
         f"--bindmount={spec.work}:/work",
         f"--bindmount={spec.tmp}:/tmp",

@@ -22,7 +22,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from cellblock.engine import Cancelled, Engine
+from cellblock.admission import Cancelled
+from cellblock.engine import Engine
 from cellblock.errors import CellblockError, HostSetupError, InternalError, ServiceUnavailableError
 from cellblock.job import MAX_INPUT_BYTES, parse_job
 

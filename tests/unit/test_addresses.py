@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 from typing import Any
 
-import addresses
 import pytest
 from ansible.errors import AnsibleFilterError
+
+import addresses
 
 
 @pytest.mark.parametrize(

@@ -1,30 +1,40 @@
-"""Capability masks of /proc/PID/status: which capabilities they lack."""
+"""Capability masks of /proc/PID/status: which capabilities they stand for."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import capabilities
 import pytest
 from ansible.errors import AnsibleFilterError
 
+import capabilities
+
 
 @pytest.mark.parametrize(
-    ("mask", "last", "absent"),
+    ("mask", "names"),
     [
-        ("000001ffffffffff", 40, []),
-        ("000001fffeffffff", 40, ["SYS_RESOURCE"]),
-        ("000001fffffffffe", "40", ["CHOWN"]),
-        # An older kernel: what it does not know is not absent.
-        ("0000003fffffffff", 37, []),
-        ("0000003fffffffff", 40, ["PERFMON", "BPF", "CHECKPOINT_RESTORE"]),
+        ("0000000000000000", []),
+        ("0000000000000001", ["CHOWN"]),
+        # What Docker grants by default.
+        (
+            "00000000a80425fb",
+            "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW"
+            " SYS_CHROOT MKNOD AUDIT_WRITE SETFCAP".split(),
+        ),
+        # Capabilities that Docker 20.10 refuses by name.
+        ("000001c000000000", []),
     ],
 )
-def test_absent_capabilities(mask: str, last: int | str, absent: list[str]) -> None:
-    assert capabilities.absent_capabilities(mask, last) == absent
+def test_capability_names(mask: str, names: list[str]) -> None:
+    assert capabilities.capability_names(mask) == names
 
 
-@pytest.mark.parametrize(("mask", "last"), [("what", 40), ("ff", "many"), (None, 40)])
-def test_absent_capabilities_refuses(mask: Any, last: Any) -> None:
-    with pytest.raises(AnsibleFilterError, match="hexadecimal mask"):
-        capabilities.absent_capabilities(mask, last)
+def test_a_machine_without_sys_resource() -> None:
+    whole = set(capabilities.capability_names("000001ffffffffff"))
+    assert whole - set(capabilities.capability_names("000001fffeffffff")) == {"SYS_RESOURCE"}
+
+
+@pytest.mark.parametrize("mask", ["what", "", None])
+def test_capability_names_refuses(mask: Any) -> None:
+    with pytest.raises(AnsibleFilterError, match="is not a hexadecimal mask"):
+        capabilities.capability_names(mask)

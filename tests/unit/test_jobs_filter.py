@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jobs
 import pytest
 from ansible.errors import AnsibleFilterError
+
+import jobs
 
 JOB = {"environment": "base", "stages": [{"name": "run", "command": ["true"]}]}
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cellblock import cli, client, service
-from cellblock.engine import Cancelled
+from cellblock.admission import Cancelled
 from cellblock.errors import ServiceUnavailableError, UnknownEnvironmentError
 from cellblock.host import Environment
 from cellblock.job import Job

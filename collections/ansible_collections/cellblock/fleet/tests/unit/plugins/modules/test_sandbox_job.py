@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
+
 from ansible_collections.cellblock.fleet.plugins.modules import sandbox_job
 
 JOB = {"name": "one", "environment": "base", "stages": [{"name": "run", "command": ["true"]}]}

@@ -1,0 +1,109 @@
+"""Who may run now: slots, CPUs and memory of the host, given out first come, first served."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from cellblock.errors import LimitAboveMaximumError
+from cellblock.job import Job
+
+_POLL_S = 0.25
+"""How often a waiting job looks whether it is still wanted."""
+MEMORY_FOR_THE_HOST = 0.1
+"""Part of the host's memory that jobs never get."""
+
+
+class Cancelled(Exception):
+    """The client asked for the job's end, or went away."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a job occupies while it runs: the most that any of its stages may use."""
+
+    cpus: float
+    memory_bytes: int
+
+    @classmethod
+    def of(cls, job: Job) -> Demand:
+        return cls(
+            cpus=max(stage.constraints.cpus for stage in job.stages),
+            memory_bytes=max(stage.constraints.memory_bytes for stage in job.stages),
+        )
+
+
+@dataclass
+class _Ticket:
+    demand: Demand
+    called: threading.Event = field(default_factory=threading.Event)
+    slot: int = -1
+
+
+class Admission:
+    """Gives jobs a slot, and reserves CPUs and memory for them, in the order of their arrival."""
+
+    def __init__(self, slots: int, cpus: float, memory_bytes: int) -> None:
+        self._lock = threading.Lock()
+        self._slots = list(range(slots))
+        self._cpus = self._cpus_in_all = cpus
+        self._memory = self._memory_in_all = memory_bytes
+        self._queue: deque[_Ticket] = deque()
+
+    @classmethod
+    def of_this_host(cls, slots: int) -> Admission:
+        """All CPUs of this host, and its memory less :data:`MEMORY_FOR_THE_HOST`."""
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return cls(
+            slots, float(len(os.sched_getaffinity(0))), int(memory * (1 - MEMORY_FOR_THE_HOST))
+        )
+
+    def check(self, job: Job) -> None:
+        """Raises :class:`LimitAboveMaximumError` for a job that could never be admitted."""
+        demand = Demand.of(job)
+        if demand.memory_bytes > self._memory_in_all:
+            raise LimitAboveMaximumError(
+                "memory_bytes",
+                f"is {demand.memory_bytes}, this host has {self._memory_in_all} for all jobs together",
+                "ask for less, or run the job on a larger host",
+            )
+
+    @contextlib.contextmanager
+    def slot(self, job: Job, cancelled: Callable[[], bool]) -> Iterator[int]:
+        """Waits for a slot and yields its number; raises :class:`Cancelled` while waiting."""
+        demand = Demand.of(job)
+        # More CPUs than there are cannot be used, only waited for.
+        ticket = _Ticket(Demand(min(demand.cpus, self._cpus_in_all), demand.memory_bytes))
+        with self._lock:
+            self._queue.append(ticket)
+            self._call()
+        try:
+            while not ticket.called.wait(_POLL_S):
+                if cancelled():
+                    raise Cancelled
+            yield ticket.slot
+        finally:
+            with self._lock:
+                if ticket.called.is_set():
+                    self._slots.append(ticket.slot)
+                    self._cpus += ticket.demand.cpus
+                    self._memory += ticket.demand.memory_bytes
+                else:
+                    self._queue.remove(ticket)
+                self._call()
+
+    def _call(self) -> None:
+        """Admits from the head of the queue what fits; nobody overtakes, so nobody starves."""
+        while self._queue and self._slots:
+            ticket = self._queue[0]
+            if ticket.demand.cpus > self._cpus or ticket.demand.memory_bytes > self._memory:
+                return
+            self._queue.popleft()
+            ticket.slot = self._slots.pop(0)
+            self._cpus -= ticket.demand.cpus
+            self._memory -= ticket.demand.memory_bytes
+            ticket.called.set()

@@ -1,0 +1,120 @@
+"""Slots, CPUs and memory are given out in order, never twice, and come back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from cellblock.admission import Admission, Cancelled
+from cellblock.errors import LimitAboveMaximumError
+from cellblock.job import Job, parse_job
+
+MIB = 2**20
+
+
+def job(**constraints: Any) -> Job:
+    stage = {"name": "run", "command": ["true"], "constraints": constraints}
+    return parse_job({"environment": "base", "stages": [stage]})
+
+
+class Runner:
+    """Runs jobs in threads that hold their slot until told to end."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self.running: list[str] = []
+
+    def start(self, name: str, wanted: Job) -> threading.Event:
+        end = threading.Event()
+
+        def run() -> None:
+            with self._admission.slot(wanted, lambda: False):
+                self.running.append(name)
+                end.wait(10)
+                self.running.remove(name)
+
+        threading.Thread(target=run, daemon=True).start()
+        time.sleep(0.05)
+        return end
+
+    def settle(self) -> list[str]:
+        time.sleep(0.05)
+        return self.running
+
+
+def test_no_more_than_the_slots() -> None:
+    runner = Runner(Admission(slots=2, cpus=8, memory_bytes=2**40))
+    first, *_ = [runner.start(name, job()) for name in "abc"]
+    assert runner.settle() == ["a", "b"]
+    first.set()
+    assert runner.settle() == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    "constraints", [{"memory_bytes": "100MiB"}, {"cpus": 2, "memory_bytes": "4MiB"}]
+)
+def test_memory_and_cpus_are_reserved(constraints: dict[str, Any]) -> None:
+    runner = Runner(Admission(slots=9, cpus=3, memory_bytes=150 * MIB))
+    first = runner.start("a", job(**constraints))
+    runner.start("b", job(**constraints))
+    assert runner.settle() == ["a"]
+    first.set()
+    assert runner.settle() == ["b"]
+
+
+def test_a_small_job_does_not_overtake_a_large_one() -> None:
+    runner = Runner(Admission(slots=9, cpus=9, memory_bytes=150 * MIB))
+    first = runner.start("first", job(memory_bytes="100MiB"))
+    runner.start("large", job(memory_bytes="150MiB"))
+    small = runner.start("small", job(memory_bytes="4MiB"))
+    assert runner.settle() == ["first"]
+    first.set()
+    assert runner.settle() == ["large"]
+    small.set()
+
+
+def test_a_job_that_wants_more_cpus_than_there_are_gets_them_all() -> None:
+    runner = Runner(Admission(slots=9, cpus=1, memory_bytes=2**40))
+    runner.start("wide", job(cpus=4))
+    assert runner.settle() == ["wide"]
+
+
+def test_a_job_that_can_never_run_is_refused() -> None:
+    with pytest.raises(LimitAboveMaximumError, match="memory_bytes"):
+        Admission(slots=1, cpus=1, memory_bytes=10 * MIB).check(job(memory_bytes="20MiB"))
+
+
+def test_a_waiting_job_can_be_cancelled_and_leaves_the_queue() -> None:
+    admission = Admission(slots=1, cpus=1, memory_bytes=2**40)
+    runner = Runner(admission)
+    first = runner.start("first", job())
+    with pytest.raises(Cancelled), admission.slot(job(), lambda: True):
+        pytest.fail("was admitted")
+    runner.start("next", job())
+    first.set()
+    assert runner.settle() == ["next"]
+
+
+def test_a_slot_is_never_given_twice() -> None:
+    admission = Admission(slots=3, cpus=99, memory_bytes=2**40)
+    held: set[int] = set()
+    problems: list[str] = []
+
+    def run() -> None:
+        for _ in range(20):
+            with admission.slot(job(), lambda: False) as slot:
+                if slot in held or not 0 <= slot < 3:
+                    problems.append(f"slot {slot}")
+                held.add(slot)
+                time.sleep(0.001)
+                held.discard(slot)
+
+    threads = [threading.Thread(target=run) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
