@@ -60,19 +60,35 @@ def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a playbook of the project on the test fleet, as an operator would."""
 
     def run(name: str, *arguments: str, inventory: Path | None = None) -> Any:
-        inventories = [inventory] if inventory else INVENTORIES
-        return subprocess.run(
-            [
-                "ansible-playbook",
-                *(f"--inventory={path}" for path in inventories),
-                str(ROOT / "playbooks" / name),
-                *arguments,
-            ],
-            cwd=ROOT,
-            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = playbook_command(name, *arguments, inventory=inventory)
+        return subprocess.run(command, capture_output=True, text=True, check=False, **ENVIRONMENT)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def start_playbook() -> Callable[..., subprocess.Popen[bytes]]:
+    """As playbook, but does not wait for its end."""
+
+    def start(name: str, *arguments: str) -> Any:
+        return subprocess.Popen(
+            playbook_command(name, *arguments), stdout=subprocess.DEVNULL, **ENVIRONMENT
+        )
+
+    return start
+
+
+ENVIRONMENT: dict[str, Any] = {
+    "cwd": ROOT,
+    "env": {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+}
+
+
+def playbook_command(name: str, *arguments: str, inventory: Path | None = None) -> list[str]:
+    inventories = [inventory] if inventory else INVENTORIES
+    return [
+        "ansible-playbook",
+        *(f"--inventory={path}" for path in inventories),
+        str(ROOT / "playbooks" / name),
+        *arguments,
+    ]

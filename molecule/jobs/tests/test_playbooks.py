@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+testinfra_hosts = ["ansible://slave1"]
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -127,3 +132,26 @@ def test_check_mode_runs_no_job(playbook: Playbook, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert not output.exists()
     assert "Hello from C" not in done.stdout
+
+
+def test_cancelling_the_play_ends_the_job(
+    host: Any, start_playbook: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    path = tmp_path / "long.json"
+    stage = {"name": "run", "command": ["sleep", "135791"], "constraints": {"wall_time_ms": "2min"}}
+    path.write_text(json.dumps({"environment": "base", "stages": [stage]}))
+    running = "pgrep -fx 'sleep 135791'"
+    with start_playbook("run-job.yml", "-e", f"job={path}", "--limit", "localhost,slave1") as play:
+        assert waits_for(lambda: host.run(running).rc == 0), "the job did not start"
+        play.send_signal(signal.SIGINT)
+        play.wait(timeout=30)
+    assert waits_for(lambda: host.run(running).rc == 1), "the job outlived its play"
+
+
+def waits_for(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
