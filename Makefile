@@ -44,6 +44,7 @@ lint: ## Check style, types, documentation and syntax
 	@$(STEP) "ruff check" ruff check --quiet .
 	@$(STEP) "ruff format" ruff format --quiet --check .
 	@$(STEP) mypy mypy
+	@$(STEP) "documents up to date" python scripts/generate_docs.py --check
 	@$(STEP) yamllint yamllint --strict .
 	@$(STEP) "bash -n" bash -c 'for script in "$$@"; do bash -n "$$script"; done' - $(SHELL_SCRIPTS)
 	@$(STEP) "ansible-doc" scripts/check-ansible-docs
@@ -59,6 +60,10 @@ molecule: ## Test on a fleet made for it (SCENARIO=name for one scenario)
 # An interrupted run leaves hosts, and a note that they are ready to be tested.
 	@$(STEP) "remove old test hosts" $(MOLECULE) destroy --no-command-borders --no-report
 	@$(STEP) molecule $(MOLECULE) test --no-command-borders $(if $(SCENARIO),--scenario-name $(SCENARIO),--all)
+
+.PHONY: docs
+docs: ## Write the documents that are made from the code
+	@$(STEP) docs python scripts/generate_docs.py
 
 .PHONY: bench
 bench: setup ## Measure what the local fleet costs, on a fleet of its own
