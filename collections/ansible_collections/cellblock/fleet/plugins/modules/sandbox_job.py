@@ -109,6 +109,12 @@ results:
     error:
       description: Present only when there is no record because the service failed; with C(code) and C(text).
       type: dict
+    files:
+      description:
+        - Collected files, each with C(name), C(text) or C(base64), C(size_bytes) and C(sha256), or with the
+          C(problem) that kept it from being taken.
+      type: list
+      elements: dict
     stages:
       description: One record per stage, in order.
       type: list
@@ -143,8 +149,8 @@ results:
           type: dict
         usage:
           description:
-            - C(wall_time_ms), C(cpu_time_ms), C(cpu_user_ms), C(cpu_system_ms), C(memory_peak_bytes),
-              C(processes_peak). Null when nothing was run.
+            - Wall time, CPU time, memory, processes, I/O and context switches, with C(sources) that say of
+              every figure where it comes from; described in C(docs/results.md). Null when nothing was run.
           type: dict
         constraints:
           description: Every limit as applied, in the unit of its name.
@@ -157,6 +163,7 @@ results:
       labels: {}
       verdict: signaled
       queue_time_ms: 0.02
+      files: []
       stages:
         - name: run
           verdict: signaled
@@ -173,6 +180,8 @@ results:
             cpu_system_ms: 3.7
             memory_peak_bytes: 5128192
             processes_peak: 1
+            max_rss_bytes: 9437184
+            sources: {wall_time_ms: supervisor_clock, cpu_time_ms: cgroup, max_rss_bytes: reaped_only}
 """
 
 import json
