@@ -52,8 +52,10 @@ def share_jobs(
 
 
 def result_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Job records as a table: job, host, stage, verdict, exit, times, memory."""
-    return table.render(records)
+    """Job records as a table (job, host, stage, verdict, exit, times, memory), and under it the
+    first lines that the jobs wrote.
+    """
+    return f"{table.render(records)}\n\n{table.render_output(records)}".strip()
 
 
 class FilterModule:

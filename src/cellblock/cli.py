@@ -99,7 +99,7 @@ def _run(options: argparse.Namespace) -> int:
             # The pool would wait for its jobs; without their connections the service ends them.
             os._exit(EXIT_INTERRUPTED)
     if options.format == "table":
-        print(table.render(records))
+        print(table.render(records), table.render_output(records), sep="\n")
     for record in records:
         if "error" in record:
             print(f"cellblock: {record['name']}: {record['error']['text']}", file=sys.stderr)

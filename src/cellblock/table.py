@@ -7,6 +7,7 @@ from typing import Any
 
 from cellblock.units import format_bytes
 
+_SHOWN_LINES, _SHOWN_CHARACTERS = 5, 200
 _HEADER = ("job", "host", "stage", "verdict", "exit", "wall", "cpu", "memory")
 
 
@@ -38,6 +39,38 @@ def render(records: Iterable[Mapping[str, Any]]) -> str:
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
+    )
+
+
+def render_output(records: Iterable[Mapping[str, Any]]) -> str:
+    """The first lines that every stage wrote, each behind its job, stage and stream.
+
+    What a job writes may be made for the terminal that shows it, so anything that is not
+    printable is shown escaped.
+    """
+    return "\n".join(
+        line
+        for record in records
+        for stage in record["stages"]
+        for stream in ("stdout", "stderr")
+        for line in _first_lines(stage[stream], f"{record['name']}/{stage['name']} {stream}: ")
+    )
+
+
+def _first_lines(output: Mapping[str, Any], prefix: str) -> list[str]:
+    if "text" not in output:
+        return [f"{prefix}({output['size_bytes']} bytes that are not text)"]
+    lines = output["text"].splitlines()
+    shown = [prefix + _printable(line)[:_SHOWN_CHARACTERS] for line in lines[:_SHOWN_LINES]]
+    if len(lines) > _SHOWN_LINES:
+        shown.append(f"{prefix}({len(lines) - _SHOWN_LINES} more lines)")
+    return shown
+
+
+def _printable(text: str) -> str:
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
     )
 
 

@@ -58,8 +58,29 @@ def test_table_of_violations_and_signals() -> None:
         "signal": {"name": "SIGKILL", "number": 9},
         "exit_code": None,
         "usage": None,
+        "stdout": {"text": ""},
+        "stderr": {"text": ""},
     }
     table = jobs.result_table([{"name": "j", "host": "h", "stages": [stage]}])
     assert table.splitlines()[1].split() == [
         "j", "h", "run", "limit_exceeded", "(wall_time_ms,", "stdout_bytes)", "SIGKILL", "-", "-", "-",
     ]  # fmt: skip
+
+
+def test_what_jobs_wrote_is_shown_but_cannot_act_on_the_terminal() -> None:
+    stage = {
+        "name": "run",
+        "verdict": "ok",
+        "violations": [],
+        "signal": None,
+        "exit_code": 0,
+        "usage": None,
+        "stdout": {"text": "héllo\n\x1b[2Jcleared\n" + "more\n" * 9},
+        "stderr": {"base64": "/w==", "size_bytes": 1},
+    }
+    shown = jobs.result_table([{"name": "j", "host": "h", "stages": [stage]}]).splitlines()
+    assert shown[2:5] == ["", "j/run stdout: héllo", "j/run stdout: \\x1b[2Jcleared"]
+    assert shown[-2:] == [
+        "j/run stdout: (6 more lines)",
+        "j/run stderr: (1 bytes that are not text)",
+    ]

@@ -100,7 +100,8 @@ def test_run_prints_one_record_per_job(
 
 def test_run_as_table(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "--format=table", write("good.json", job("good"))]) == 0
-    header, row = capsys.readouterr().out.splitlines()
+    header, row, output = capsys.readouterr().out.splitlines()
+    assert output == "good/run stdout: out"
     assert header.split() == ["job", "host", "stage", "verdict", "exit", "wall", "cpu", "memory"]
     assert row.split() == ["good", "here", "run", "ok", "0", "1", "ms", "1", "ms", "4.0", "KiB"]
 
