@@ -12,17 +12,50 @@ from typing import Any
 
 import pytest
 
+from cellblock.limits import LIMITS
+from cellblock.units import parse_milliseconds
+
 ROOT = Path(__file__).resolve().parents[1]
 INVENTORIES = [ROOT / "inventory" / "local", ROOT / "molecule" / "inventory"]
 
 Record = dict[str, Any]
 
 
+@pytest.fixture(scope="session")
+def slowness() -> int:
+    """How many times slower than a real machine the slave is taken to be; 1 for a real one.
+
+    The time limits of submitted jobs are multiplied by it, and so are times that tests expect.
+    """
+    return int(os.environ.get("CELLBLOCK_TEST_SLOWNESS", "1"))
+
+
+@pytest.fixture(scope="session")
+def repetitions(slowness: int) -> Callable[[int], int]:
+    """How often to do what a test does many times: a tenth of it where everything is slow."""
+    return lambda count: count if slowness == 1 else count // 10
+
+
+def _slowed_down(stage: Record, slowness: int) -> Record:
+    """The stage with its time limits, or the defaults, multiplied as far as a host allows."""
+    constraints = stage.get("constraints", {})
+    times = {
+        name: min(
+            parse_milliseconds(constraints.get(name, LIMITS[name].default)) * slowness,
+            LIMITS[name].maximum,
+        )
+        for name in ("wall_time_ms", "cpu_time_ms")
+    }
+    return {**stage, "constraints": {**constraints, **times}}
+
+
 @pytest.fixture
-def submit(host: Any) -> Callable[..., Record]:
+def submit(host: Any, slowness: int) -> Callable[..., Record]:
     """Runs one job on the slave with the cellblock command and returns its record."""
 
     def run(job: Record, *, user: str | None = None) -> Record:
+        if slowness > 1:
+            job = {**job, "stages": [_slowed_down(stage, slowness) for stage in job["stages"]]}
         encoded = base64.b64encode(json.dumps(job).encode()).decode()
         command = (
             "cellblock run -" if user is None else f"su {user} -s /bin/sh -c 'cellblock run -'"
@@ -80,7 +113,11 @@ def start_playbook() -> Callable[..., subprocess.Popen[bytes]]:
 
 ENVIRONMENT: dict[str, Any] = {
     "cwd": ROOT,
-    "env": {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+    "env": {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_FORCE_COLOR": "false",  # molecule turns it on
+    },
 }
 
 

@@ -1,8 +1,7 @@
-"""Cellblock's engine: runs untrusted programs in nsjail and says truthfully what they did."""
+"""Cellblock's engine: runs untrusted programs in nsjail and says truthfully what they did.
 
-from cellblock.engine import Engine
-from cellblock.job import Job, load_job, parse_job
-from cellblock.result import JobResult
+The parts are imported by their own names, so that the command, which is started once for every
+submission, does not load the supervisor.
+"""
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "Job", "JobResult", "load_job", "parse_job"]

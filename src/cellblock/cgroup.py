@@ -24,6 +24,7 @@ _CPU_PERIOD_US = 100_000
 # Not just "jobs": where systemd leaves a v1 controller alone (cpuacct mounted apart from cpu), the
 # service is in that hierarchy's root, and so are its groups.
 _JOBS = "cellblock-jobs"
+_SWAPS = Path("/proc/swaps")
 _REMEDY = "start the service through systemd with Delegate=yes, or boot the host with this controller enabled"
 
 
@@ -52,6 +53,10 @@ class GroupUsage:
 
 class Group(ABC):
     """The cgroup of one stage."""
+
+    @abstractmethod
+    def make(self, limits: GroupLimits) -> None:
+        """Makes the directories and sets every limit."""
 
     @abstractmethod
     def attach(self, pid: int) -> None:
@@ -93,11 +98,20 @@ class Hierarchy(ABC):
     """Makes the groups of this host's stages."""
 
     @abstractmethod
-    def create(self, name: str, limits: GroupLimits) -> Group:
-        """A new group with every limit set."""
+    def _group(self, name: str) -> Group: ...
 
     @abstractmethod
     def _existing(self) -> list[Group]: ...
+
+    def create(self, name: str, limits: GroupLimits) -> Group:
+        """A new group with every limit set; raises :class:`HostSetupError` and leaves nothing."""
+        group = self._group(name)
+        try:
+            group.make(limits)
+        except BaseException:
+            group.remove()
+            raise
+        return group
 
     def sweep(self) -> int:
         """Removes the groups that an earlier service left behind; returns how many."""
@@ -179,17 +193,8 @@ class _HierarchyV2(Hierarchy):
         for directory in (own, self._jobs):
             _write(directory / "cgroup.subtree_control", " ".join(f"+{c}" for c in CONTROLLERS))
 
-    def create(self, name: str, limits: GroupLimits) -> Group:
-        directory = self._jobs / name
-        directory.mkdir()
-        group = _GroupV2(directory)
-        _write(directory / "memory.max", limits.memory_bytes)
-        # No swap account, no swap: then memory.max alone is the limit.
-        if (directory / "memory.swap.max").exists():
-            _write(directory / "memory.swap.max", 0)
-        _write(directory / "pids.max", limits.processes)
-        _write(directory / "cpu.max", f"{int(limits.cpus * _CPU_PERIOD_US)} {_CPU_PERIOD_US}")
-        return group
+    def _group(self, name: str) -> Group:
+        return _GroupV2(self._jobs / name)
 
     def _existing(self) -> list[Group]:
         return [_GroupV2(path) for path in self._jobs.iterdir() if path.is_dir()]
@@ -198,6 +203,16 @@ class _HierarchyV2(Hierarchy):
 class _GroupV2(Group):
     def __init__(self, directory: Path) -> None:
         self._dir = directory
+
+    def make(self, limits: GroupLimits) -> None:
+        self._dir.mkdir()
+        _write(self._dir / "memory.max", limits.memory_bytes)
+        if (self._dir / "memory.swap.max").exists():
+            _write(self._dir / "memory.swap.max", 0)
+        else:
+            _refuse_swap("memory.swap.max")
+        _write(self._dir / "pids.max", limits.processes)
+        _write(self._dir / "cpu.max", f"{int(limits.cpus * _CPU_PERIOD_US)} {_CPU_PERIOD_US}")
 
     def attach(self, pid: int) -> None:
         _write(self._dir / "cgroup.procs", pid)
@@ -237,19 +252,14 @@ class _HierarchyV1(Hierarchy):
             self._jobs[controller] = _below(mounts[controller], paths[controller]) / _JOBS
             self._jobs[controller].mkdir(exist_ok=True)
 
-    def create(self, name: str, limits: GroupLimits) -> Group:
-        group = _GroupV1({controller: jobs / name for controller, jobs in self._jobs.items()})
-        group.make(limits)
-        return group
+    def _group(self, name: str) -> Group:
+        return _GroupV1({controller: jobs / name for controller, jobs in self._jobs.items()})
 
     def _existing(self) -> list[Group]:
         names = {
             path.name for jobs in self._jobs.values() for path in jobs.iterdir() if path.is_dir()
         }
-        return [
-            _GroupV1({controller: jobs / name for controller, jobs in self._jobs.items()})
-            for name in sorted(names)
-        ]
+        return [self._group(name) for name in sorted(names)]
 
 
 class _GroupV1(Group):
@@ -263,12 +273,8 @@ class _GroupV1(Group):
         _write(memory / "memory.limit_in_bytes", limits.memory_bytes)
         if (memory / "memory.memsw.limit_in_bytes").exists():
             _write(memory / "memory.memsw.limit_in_bytes", limits.memory_bytes)
-        elif _swap_in_use():
-            raise HostSetupError(
-                "cgroup",
-                "swap is on but the kernel does not limit it (no memory.memsw.limit_in_bytes)",
-                "boot with swapaccount=1 or turn swap off",
-            )
+        else:
+            _refuse_swap("memory.memsw.limit_in_bytes")
         _write(self._dirs["pids"] / "pids.max", limits.processes)
         _write(self._dirs["cpu"] / "cpu.cfs_period_us", _CPU_PERIOD_US)
         _write(self._dirs["cpu"] / "cpu.cfs_quota_us", int(limits.cpus * _CPU_PERIOD_US))
@@ -349,5 +355,11 @@ def _rmdir(directory: Path) -> bool:
     return True
 
 
-def _swap_in_use() -> bool:
-    return len(Path("/proc/swaps").read_text().splitlines()) > 1
+def _refuse_swap(missing: str) -> None:
+    """Without swap the memory limit alone is enough; with swap a job would escape it."""
+    if len(_SWAPS.read_text().splitlines()) > 1:
+        raise HostSetupError(
+            "cgroup",
+            f"swap is on but the kernel does not limit it (no {missing})",
+            "boot with swapaccount=1 or turn swap off",
+        )

@@ -13,11 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cellblock import __version__, client, table
-from cellblock.engine import Engine
 from cellblock.errors import BAD_INPUT, CellblockError, InvalidJobError
-from cellblock.host import DEFAULT_CONFIG_PATH, Host
 from cellblock.job import load_job_data, parse_document, parse_job
-from cellblock.service import listen_fd, serve
 
 EXIT_OK, EXIT_JOB_NOT_OK, EXIT_BAD_INPUT, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 MAX_PARALLEL_REQUESTS = 64
@@ -79,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     environments.set_defaults(function=_environments)
 
     service = commands.add_parser("serve", help="the supervisor; started by systemd")
-    service.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, metavar="FILE")
+    service.add_argument("--config", type=Path, metavar="FILE", help="the host's configuration")
     service.set_defaults(function=_serve)
     return parser
 
@@ -171,6 +168,11 @@ def _environments(_: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    # Clients start often and need none of it: half of their time would go into loading it.
+    from cellblock.engine import Engine
+    from cellblock.host import DEFAULT_CONFIG_PATH, Host
+    from cellblock.service import listen_fd, serve
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    serve(Engine(Host.load(options.config)), listen_fd())
+    serve(Engine(Host.load(options.config or DEFAULT_CONFIG_PATH)), listen_fd())
     return EXIT_OK

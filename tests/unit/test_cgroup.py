@@ -51,19 +51,24 @@ V2_FILES = {
 def make_group(
     tree: V2Tree, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
 ) -> cgroup.Group:
-    """The kernel fills a new group with files; here mkdir does."""
-    mkdir = Path.mkdir
+    """The kernel fills a new group with files, which do not hinder rmdir; here mkdir and rmdir do."""
+    mkdir, rmdir = Path.mkdir, Path.rmdir
 
     def mkdir_and_fill(self: Path, *args: object, **kwargs: object) -> None:
         mkdir(self)
         for name, content in files.items():
             (self / name).write_text(content)
 
+    def empty_and_rmdir(self: Path) -> None:
+        for path in self.iterdir():
+            path.unlink()
+        rmdir(self)
+
     hierarchy = tree.detect()
-    monkeypatch.setattr(Path, "mkdir", mkdir_and_fill)
-    group = hierarchy.create("job-run", LIMITS)
-    monkeypatch.undo()
-    return group
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", mkdir_and_fill)
+        patch.setattr(Path, "rmdir", empty_and_rmdir)
+        return hierarchy.create("job-run", LIMITS)
 
 
 def test_v2_sets_every_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +99,36 @@ def test_v2_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_v2_without_pids_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {name: text for name, text in V2_FILES.items() if name != "pids.peak"}
     assert make_group(V2Tree(tmp_path), monkeypatch, files).usage().processes_peak is None
+
+
+@pytest.mark.parametrize("swap_is_on", [False, True])
+def test_v2_swap_that_the_kernel_does_not_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap_is_on: bool
+) -> None:
+    swaps = tmp_path / "swaps"
+    swaps.write_text(
+        "Filename Type Size Used Priority\n" + "/dev/sda2 partition 9 0 -2\n" * swap_is_on
+    )
+    monkeypatch.setattr(cgroup, "_SWAPS", swaps)
+    tree = V2Tree(tmp_path)
+    files = {name: text for name, text in V2_FILES.items() if name != "memory.swap.max"}
+    if not swap_is_on:
+        make_group(tree, monkeypatch, files)
+        return
+    with pytest.raises(HostSetupError, match="swap is on but the kernel does not limit it"):
+        make_group(tree, monkeypatch, files)
+    # Nothing of the group that could not be made is left.
+    assert list((tree.own / "cellblock-jobs").iterdir()) == [
+        tree.own / "cellblock-jobs" / "cgroup.subtree_control"
+    ]
+
+
+def test_v2_service_moves_out_of_the_way(tmp_path: Path) -> None:
+    tree = V2Tree(tmp_path)
+    (tree.own / "cgroup.procs").write_text("4711\n")
+    (tree.own / "supervisor" / "cgroup.procs").write_text("")
+    tree.detect()
+    assert (tree.own / "supervisor" / "cgroup.procs").read_text() == "4711"
 
 
 @pytest.mark.parametrize("missing", ["cpu", "memory", "pids"])

@@ -118,13 +118,15 @@ def test_forged_records_on_every_descriptor(submit: Submit) -> None:
     assert (stage["verdict"], stage["exit_code"], stage["signal"]) == ("nonzero_exit", 42, None)
 
 
-def test_orphans_and_a_lowered_limit_do_not_end_init(submit: Submit) -> None:
+def test_orphans_and_a_lowered_limit_do_not_end_init(
+    submit: Submit, repetitions: Callable[[int], int]
+) -> None:
     # Seen with an init of the job's own uid: prlimit on PID 1 and a few orphans killed it.
     program = (
         "import os, resource\n"
         "try: resource.prlimit(1, resource.RLIMIT_CPU, (0, 0)); print('lowered')\n"
         "except PermissionError: pass\n"
-        "for _ in range(3000):\n"
+        f"for _ in range({repetitions(3000)}):\n"
         "    if os.fork() == 0:\n"
         "        if os.fork() == 0: os._exit(0)\n"
         "        os._exit(0)\n"

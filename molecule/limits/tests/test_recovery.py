@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 testinfra_hosts = ["ansible://slave1"]
@@ -15,7 +16,7 @@ BATCH = 12
 DRIVER = r"""
 import json, os, random, subprocess, sys, time
 
-KILLS, BATCH = int(sys.argv[1]), int(sys.argv[2])
+KILLS, BATCH, SLOWNESS = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 random.seed(20261123)
 program = (
     "i=0; while [ $i -lt 20 ]; do (sleep 30 &) ; i=$((i+1)); done; "
@@ -47,12 +48,12 @@ for number in range(KILLS):
     client = subprocess.Popen(["cellblock", "run", "-"], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     client.stdin.write(batch); client.stdin.close()
-    time.sleep(random.uniform(0.05, 0.6))
+    time.sleep(random.uniform(0.05, 0.6) * SLOWNESS)
     old = main_pid()
     os.kill(int(old), 9)
     records = [json.loads(line) for line in client.stdout]
     client.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 10 * SLOWNESS
     while time.monotonic() < deadline:
         # `environments` is answered only by a service that has finished its start.
         if main_pid() not in ("0", old) and subprocess.run(
@@ -66,13 +67,17 @@ for number in range(KILLS):
 """
 
 
-def test_killed_at_random_moments(host: Any) -> None:
+def test_killed_at_random_moments(
+    host: Any, slowness: int, repetitions: Callable[[int], int]
+) -> None:
+    count = repetitions(KILLS)
     encoded = base64.b64encode(DRIVER.encode()).decode()
     done = host.run(
-        f"echo {encoded} | base64 -d > /tmp/driver.py; python3 /tmp/driver.py {KILLS} {BATCH}"
+        f"echo {encoded} | base64 -d > /tmp/driver.py; "
+        f"python3 /tmp/driver.py {count} {BATCH} {slowness}"
     )
     kills = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(kills) == KILLS, done.stderr
+    assert len(kills) == count, done.stderr
     assert [kill["left"] for kill in kills if kill["left"]] == []
     finished = lost = 0
     for kill in kills:

@@ -88,18 +88,22 @@ def test_a_job_that_ignores_signals_is_still_ended_by_a_limit(submit: Submit) ->
 
 
 def test_sent_from_the_host(host: Any) -> None:
-    script = ["set -u"]
-    for number in FATAL.values():
-        job = {
+    # Each job's command says which signal it waits for.
+    batch = [
+        {
             "environment": "base",
             "stages": [{"name": "run", "command": ["sleep", f"7654{number:02d}"]}],
         }
-        encoded = base64.b64encode(json.dumps(job).encode()).decode()
-        script.append(
-            f"echo {encoded} | base64 -d | cellblock run - & "
-            f"for i in $(seq 200); do pid=$(pgrep -fx 'sleep 7654{number:02d}') && break; sleep 0.02; done; "
-            f"kill -{number} $pid; wait"
-        )
-    records = [json.loads(line) for line in host.run("\n".join(script)).stdout.splitlines()]
+        for number in FATAL.values()
+    ]
+    encoded = base64.b64encode(json.dumps(batch).encode()).decode()
+    script = (
+        f"echo {encoded} | base64 -d | cellblock run - > /tmp/signalled & "
+        "for i in $(seq 1000); do "
+        f"[ $(wc -l < /tmp/signalled) -lt {len(batch)} ] || break; "
+        "pgrep -fax 'sleep 7654..' | while read pid _ number; do kill -${number#7654} $pid; done; "
+        "sleep 0.02; done; wait; cat /tmp/signalled"
+    )
+    records = [json.loads(line) for line in host.run(script).stdout.splitlines()]
     seen = [record["stages"][0]["signal"] for record in records]
     assert seen == [{"name": name, "number": number} for name, number in FATAL.items()]

@@ -45,8 +45,10 @@ NOTHING = "int main(void) { return 0; }"
 
 
 @pytest.fixture(params=["idle", "busy"])
-def load(host: Any, request: pytest.FixtureRequest) -> Iterator[None]:
+def load(host: Any, request: pytest.FixtureRequest, slowness: int) -> Iterator[None]:
     """Nothing else, or a process that keeps one core busy."""
+    if slowness > 1 and request.param == "busy":
+        pytest.skip("says nothing about a slave whose cores are emulated")
     if request.param == "idle":
         yield
         return
@@ -85,9 +87,9 @@ def within(seen: float, known: float, grain: float) -> bool:
     return abs(seen - known) <= max(0.03 * known, grain)
 
 
-def test_cpu_time_of_500_ms(usage: Any) -> None:
+def test_cpu_time_of_500_ms(usage: Any, slowness: int) -> None:
     work, nothing = usage(SPIN)
-    assert within(work["cpu_time_ms"] - nothing["cpu_time_ms"], 500, TICK_MS)
+    assert within(work["cpu_time_ms"] - nothing["cpu_time_ms"], 500, TICK_MS * slowness)
     assert within(work["cpu_user_ms"] + work["cpu_system_ms"], work["cpu_time_ms"], 0.01)
     assert work["wall_time_ms"] >= 500
 
