@@ -8,6 +8,7 @@ which a control run of the same program without its work measures.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,29 +20,19 @@ Stage = Callable[..., dict[str, Any]]
 MIB = 2**20
 TICK_MS = 10.0  # the coarsest clock concerned: USER_HZ
 
-PRELUDE = "#include <stdlib.h>\n#include <string.h>\n#include <unistd.h>\n#include <time.h>\n#include <fcntl.h>\n#include <sys/wait.h>\n#include <sched.h>\n"
-
-SPIN = PRELUDE + (
-    "int main(void) { struct timespec t; do clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);"
-    " while (t.tv_sec * 1000 + t.tv_nsec / 1000000 < 500); return 0; }"
+WORKLOADS = Path(__file__).resolve().parents[3] / "bench" / "workloads"
+SPIN = (WORKLOADS / "cpu-500ms.c").read_text()
+TOUCH = (WORKLOADS / "memory-100mib.c").read_text()
+WRITE = (WORKLOADS / "written-10mib.c").read_text()
+FORK = (WORKLOADS / "processes-200.c").read_text()
+SWITCH = (WORKLOADS / "switches-1000.c").read_text()
+NOTHING = (WORKLOADS / "nothing.c").read_text()
+# The spin in a child that nobody waits for.
+HIDDEN_SPIN = "#include <signal.h>\n#include <sys/wait.h>\n#include <unistd.h>\n" + SPIN.replace(
+    "\tstruct timespec used;",
+    "\tsignal(SIGCHLD, SIG_IGN);\n\tif (fork()) {\n\t\twhile (wait(0) > 0);\n\t\treturn 0;\n\t}\n"
+    "\tstruct timespec used;",
 )
-TOUCH = PRELUDE + (
-    "int main(void) { volatile char *p = malloc(100 << 20);"
-    " for (int i = 0; i < 100 << 20; i += 4096) p[i] = 1; return 0; }"
-)
-WRITE = PRELUDE + (
-    'int main(void) { static char b[65536]; int f = open("out", O_CREAT | O_WRONLY, 0600);'
-    " for (int i = 0; i < 160; i++) if (write(f, b, sizeof b) != sizeof b) return 1; return 0; }"
-)
-FORK = PRELUDE + (
-    "int main(void) { for (int i = 0; i < 199; i++) if (fork() == 0) { sleep(1); _exit(0); }"
-    " while (wait(0) > 0); return 0; }"
-)
-SWITCH = PRELUDE + (
-    "int main(void) { struct timespec t = {0, 100000};"
-    " for (int i = 0; i < 1000; i++) nanosleep(&t, 0); return 0; }"
-)
-NOTHING = "int main(void) { return 0; }"
 
 
 @pytest.fixture(params=["idle", "busy"])
@@ -124,11 +115,7 @@ def test_1000_context_switches(usage: Any) -> None:
 
 
 def test_what_is_hidden_is_marked_and_what_is_not_cannot_be(usage: Any) -> None:
-    hide = SPIN.replace(
-        "int main(void) {",
-        "#include <signal.h>\nint main(void) { signal(SIGCHLD, SIG_IGN); if (fork()) { while (wait(0) > 0); return 0; }",
-    )
-    work, _ = usage(hide)
+    work, _ = usage(HIDDEN_SPIN)
     # The child was not reaped by its parent, yet the cgroup knows its CPU time...
     assert work["cpu_time_ms"] >= 490
     assert work["sources"]["cpu_time_ms"] == "cgroup"

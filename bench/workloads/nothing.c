@@ -1,0 +1,5 @@
+/* The control: what it costs to be a program at all. */
+int main(void)
+{
+	return 0;
+}
