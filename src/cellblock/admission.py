@@ -24,7 +24,10 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Demand:
-    """What a job occupies while it runs: the most that any of its stages may use."""
+    """What a job occupies while it runs: the most that any of its stages may use.
+
+    What an earlier stage left in the scratch is charged to that stage, so it comes on top.
+    """
 
     cpus: float
     memory_bytes: int
@@ -33,7 +36,8 @@ class Demand:
     def of(cls, job: Job) -> Demand:
         return cls(
             cpus=max(stage.constraints.cpus for stage in job.stages),
-            memory_bytes=max(stage.constraints.memory_bytes for stage in job.stages),
+            memory_bytes=max(stage.constraints.memory_bytes for stage in job.stages)
+            + max((stage.constraints.scratch_bytes for stage in job.stages[:-1]), default=0),
         )
 
 

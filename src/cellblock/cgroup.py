@@ -21,6 +21,7 @@ from cellblock.errors import HostSetupError, InternalError
 
 CONTROLLERS = ("cpu", "memory", "pids")
 _CPU_PERIOD_US = 100_000
+_MAX_SOCKET_BUFFERS = 16 * 2**20
 # Not just "jobs": where systemd leaves a v1 controller alone (cpuacct mounted apart from cpu), the
 # service is in that hierarchy's root, and so are its groups.
 _JOBS = "cellblock-jobs"
@@ -63,6 +64,10 @@ class Group(ABC):
         """Moves the process ``pid`` (this pid namespace) into the group."""
 
     @abstractmethod
+    def unthrottle(self) -> None:
+        """Lifts the CPU limit, so that what is being killed can die at once."""
+
+    @abstractmethod
     def cpu_us(self) -> int:
         """CPU time used so far by all processes of the group, in microseconds."""
 
@@ -80,6 +85,8 @@ class Group(ABC):
     def remove(self) -> None:
         """Kills what is left in the group and removes it; returns when it is gone."""
         deadline = time.monotonic() + 10
+        with contextlib.suppress(FileNotFoundError):
+            self.unthrottle()
         while True:
             for pid in self.pids():
                 with contextlib.suppress(ProcessLookupError):
@@ -217,6 +224,9 @@ class _GroupV2(Group):
     def attach(self, pid: int) -> None:
         _write(self._dir / "cgroup.procs", pid)
 
+    def unthrottle(self) -> None:
+        _write(self._dir / "cpu.max", f"max {_CPU_PERIOD_US}")
+
     def cpu_us(self) -> int:
         return _flat_keyed(self._dir / "cpu.stat")["usage_usec"]
 
@@ -275,6 +285,9 @@ class _GroupV1(Group):
             _write(memory / "memory.memsw.limit_in_bytes", limits.memory_bytes)
         else:
             _refuse_swap("memory.memsw.limit_in_bytes")
+        # v1 keeps the buffers of sockets in an account of their own, outside the limit above.
+        sockets = min(limits.memory_bytes, _MAX_SOCKET_BUFFERS)
+        _write(memory / "memory.kmem.tcp.limit_in_bytes", sockets)
         _write(self._dirs["pids"] / "pids.max", limits.processes)
         _write(self._dirs["cpu"] / "cpu.cfs_period_us", _CPU_PERIOD_US)
         _write(self._dirs["cpu"] / "cpu.cfs_quota_us", int(limits.cpus * _CPU_PERIOD_US))
@@ -282,6 +295,9 @@ class _GroupV1(Group):
     def attach(self, pid: int) -> None:
         for directory in self._directories():
             _write(directory / "cgroup.procs", pid)
+
+    def unthrottle(self) -> None:
+        _write(self._dirs["cpu"] / "cpu.cfs_quota_us", -1)
 
     def cpu_us(self) -> int:
         return _number(self._dirs["cpuacct"] / "cpuacct.usage") // 1000

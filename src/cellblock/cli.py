@@ -14,7 +14,7 @@ from typing import Any
 
 from cellblock import __version__, client, table
 from cellblock.errors import BAD_INPUT, CellblockError, InvalidJobError
-from cellblock.job import load_job_data, parse_document, parse_job
+from cellblock.job import as_request, load_job_data, parse_document, parse_job
 
 EXIT_OK, EXIT_JOB_NOT_OK, EXIT_BAD_INPUT, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 MAX_PARALLEL_REQUESTS = 64
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CellblockError as problem:
         if getattr(options, "format", None) == "json":
             print(json.dumps({"error": problem.as_dict()}))
-        print(f"cellblock: {problem}", file=sys.stderr)
+        # A job file's keys may be made for the terminal that shows them.
+        print(f"cellblock: {table.printable(str(problem))}", file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(problem, BAD_INPUT) else EXIT_UNAVAILABLE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -151,14 +152,14 @@ def _checked(sources: list[str]) -> list[dict[str, Any]]:
     for name, job in jobs:
         try:
             parse_job(job)
-            client.request({"op": "check", "job": job})
+            client.request({"op": "check", "job": as_request(job)})
         except BAD_INPUT as problem:
             if len(jobs) == 1 and name == "job 1":
                 raise
             raise type(problem)(
                 f"{name}: {problem.subject}", problem.message, problem.remedy
             ) from None
-    return [job for _, job in jobs]
+    return [as_request(job) for _, job in jobs]
 
 
 def _environments(_: argparse.Namespace) -> int:

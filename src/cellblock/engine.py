@@ -249,6 +249,7 @@ class _StageRun:
         self._cancelled = cancelled
         self._violations: dict[str, Violation] = {}
         self._kill_deadline: float | None = None
+        self._ended_at = 0.0
 
     def run(self) -> StageResult:
         constraints = self._stage.constraints
@@ -256,7 +257,7 @@ class _StageRun:
             pipes = self._start(stack)
             started = time.monotonic()
             ended = self._watch(pipes, started)
-            wall_time_s = time.monotonic() - started
+            wall_time_s = self._ended_at - started
         if self._cancelled():
             raise Cancelled
         io = self._jail.io() if isinstance(ended, Ended) else None
@@ -334,7 +335,9 @@ class _StageRun:
                         _set_oom_score(self._jail.pid, 0)
                         continue
                     report = event
-                    drained_by = time.monotonic() + KILL_GRACE_S
+                    self._ended_at = time.monotonic()
+                    self._check_wall_time(started, self._ended_at)
+                    drained_by = self._ended_at + KILL_GRACE_S
                     selector.unregister(self._jail)
                 if report is None:
                     self._check_limits(pipes, started)
@@ -360,16 +363,20 @@ class _StageRun:
                 self._kill_deadline = now + KILL_GRACE_S
             return
         constraints = self._stage.constraints
-        wall_ms = (now - started) * 1000
-        if wall_ms >= constraints.wall_time_ms:
-            self._violate("wall_time_ms", constraints.wall_time_ms, wall_ms, "supervisor_clock")
+        self._check_wall_time(started, now)
         cpu_ms = self._group.cpu_us() / 1000
         if cpu_ms >= constraints.cpu_time_ms:
             self._violate("cpu_time_ms", constraints.cpu_time_ms, cpu_ms, "cgroup_cpu")
         self._check_outputs(pipes)
         if self._violations or self._cancelled():
+            self._group.unthrottle()
             self._jail.kill()
             self._kill_deadline = now + KILL_GRACE_S
+
+    def _check_wall_time(self, started: float, now: float) -> None:
+        wall_ms, allowed = (now - started) * 1000, self._stage.constraints.wall_time_ms
+        if wall_ms >= allowed:
+            self._violate("wall_time_ms", allowed, wall_ms, "supervisor_clock")
 
     def _check_outputs(self, pipes: tuple[_Pipe, _Pipe]) -> None:
         for pipe in pipes:

@@ -30,8 +30,9 @@ MAX_COLLECTED_FILES = 256
 MAX_COLLECTED_BYTES = 64 * 2**20
 """All collected files of a job together."""
 MAX_LISTED_NAMES = 10_000
-"""How many names of one directory are looked at; a job may have made any number."""
+"""How many names in directories are looked at in all; a job may have made any number."""
 _MAX_DEPTH = 32
+_OWN_INODES = 3  # the tmpfs root, work/ and tmp/
 
 _SYS_OPENAT2 = 437  # the same on every architecture
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x02, 0x04, 0x08
@@ -67,9 +68,14 @@ class Scratch:
         return self._dir / "tmp"
 
     def resize(self, size_bytes: int, max_files: int) -> None:
-        """Sets the caps of the next stage; what is already in it stays."""
+        """Sets the caps of the next stage; what is already in it stays, and is the least cap."""
+        now = os.statvfs(self._dir)
+        used_bytes = (now.f_blocks - now.f_bfree) * now.f_frsize
+        used_files = now.f_files - now.f_ffree - _OWN_INODES
         _mount_tmpfs(
-            self._dir, _options(size_bytes, max_files), _MS_REMOUNT | _MS_NOSUID | _MS_NODEV
+            self._dir,
+            _options(max(size_bytes, used_bytes), max(max_files, used_files)),
+            _MS_REMOUNT | _MS_NOSUID | _MS_NODEV,
         )
 
     def put(self, files: Iterable[JobFile]) -> None:
@@ -126,7 +132,7 @@ class Scratch:
         root = os.open(self.work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             collector = _Collector(root)
-            for name in names:
+            for name in dict.fromkeys(names):
                 collector.take(os.fsencode(name), depth=0)
             return tuple(collector.files)
         finally:
@@ -156,6 +162,7 @@ class _Collector:
     def __init__(self, root: int) -> None:
         self._root = root
         self._bytes_left = MAX_COLLECTED_BYTES
+        self._names_left = MAX_LISTED_NAMES
         self.files: list[CollectedFile] = []
 
     def take(self, name: bytes, depth: int) -> None:
@@ -193,7 +200,8 @@ class _Collector:
         if depth >= _MAX_DEPTH:
             self._refuse(name, "too_deep")
             return
-        children, complete = _names(fd)
+        children, complete = _names(fd, self._names_left)
+        self._names_left -= len(children)
         for child in sorted(children):
             self.take(name + b"/" + child, depth + 1)
         if not complete or len(self.files) >= MAX_COLLECTED_FILES:
@@ -212,12 +220,12 @@ class _Collector:
         self.files.append(CollectedFile(text, raw, problem, data, digest))
 
 
-def _names(directory: int) -> tuple[list[bytes], bool]:
-    """Up to MAX_LISTED_NAMES names in an open directory, and whether these are all."""
+def _names(directory: int, limit: int) -> tuple[list[bytes], bool]:
+    """Up to ``limit`` names in an open directory, and whether these are all."""
     names: list[bytes] = []
     with os.scandir(directory) as entries:
         for entry in entries:
-            if len(names) == MAX_LISTED_NAMES:
+            if len(names) == limit:
                 return names, False
             names.append(os.fsencode(entry.name))
     return names, True
@@ -261,8 +269,7 @@ def sweep(jobs_dir: Path) -> int:
 
 
 def _options(size_bytes: int, max_files: int) -> str:
-    # The three inodes are the tmpfs root, work/ and tmp/.
-    return f"size={size_bytes},nr_inodes={max_files + 3},mode=0711"
+    return f"size={size_bytes},nr_inodes={max_files + _OWN_INODES},mode=0711"
 
 
 def _mount_tmpfs(directory: Path, options: str, flags: int) -> None:

@@ -221,7 +221,9 @@ class Jail:
 
     def _await_hello(self) -> int:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        poller = select.poll()  # select(2) knows descriptors below 1024 only
+        poller.register(self._socket, select.POLLIN)
+        while not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
             if time.monotonic() >= deadline:
                 self._process.kill()
                 raise InternalError(

@@ -23,6 +23,12 @@ MAX_STAGES = 32
 MAX_FILES = 256
 MAX_INPUT_BYTES = 64 * 2**20
 """All files and standard inputs of a job together."""
+MAX_OUTPUT_BYTES = 64 * 2**20
+"""What all stages of a job together may write to their standard output and error."""
+MAX_WORDS = 32_768
+"""Words of a command and environment variables of a stage together."""
+MAX_LABELS = 32
+MAX_LABEL_CHARACTERS = 256
 MAX_ARGUMENT_BYTES = 128 * 1024
 """One argument or environment variable; the kernel's MAX_ARG_STRLEN."""
 
@@ -121,6 +127,13 @@ def parse_job(data: object) -> Job:
             f"and inputs are {size} bytes together",
             f"send at most {MAX_INPUT_BYTES} bytes",
         )
+    output = sum(s.constraints.stdout_bytes + s.constraints.stderr_bytes for s in stages)
+    if output > MAX_OUTPUT_BYTES:
+        raise InvalidJobError(
+            "stages",
+            f"may write {output} bytes of output together",
+            f"lower stdout_bytes and stderr_bytes to {MAX_OUTPUT_BYTES} in all",
+        )
     return Job(
         environment=environment,
         stages=stages,
@@ -181,6 +194,37 @@ def load_job_data(path: Path) -> dict[str, Any]:
     return embedded
 
 
+def as_request(data: Any) -> Any:
+    """A job's data with every ``text`` content as ``base64``, which services parse fast.
+
+    What is not as it should be stays as it is: the service's parser names it.
+    """
+    if not isinstance(data, dict):
+        return data
+    request = dict(data)
+    if isinstance(data.get("files"), dict):
+        request["files"] = {name: _as_base64(file) for name, file in data["files"].items()}
+    if isinstance(data.get("stages"), list):
+        request["stages"] = [
+            {**stage, "stdin": _as_base64(stage["stdin"])}
+            if isinstance(stage, dict) and "stdin" in stage
+            else stage
+            for stage in data["stages"]
+        ]
+    return request
+
+
+def _as_base64(content: Any) -> Any:
+    if not isinstance(content, dict) or not isinstance(content.get("text"), str):
+        return content
+    try:
+        encoded = content["text"].encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return content
+    rest = {key: value for key, value in content.items() if key != "text"}
+    return {**rest, "base64": base64.b64encode(encoded).decode("ascii")}
+
+
 def load_job(path: Path) -> Job:
     """The :class:`Job` in the file at ``path``; raises as :func:`load_job_data`."""
     return parse_job(load_job_data(path))
@@ -235,6 +279,15 @@ def _stage(data: object, where: str) -> Stage:
             f"is {_show(command)}, not a list of words",
             "write for example [python3, main.py]; a shell line is [sh, -c, 'the line']",
         )
+    variables = _environment_variables(
+        fields.get("environment_variables", {}), f"{where}.environment_variables"
+    )
+    if len(command) + len(variables) > MAX_WORDS:
+        raise InvalidJobError(
+            f"{where}.command",
+            f"and environment_variables are {len(command) + len(variables)} words",
+            f"write at most {MAX_WORDS}",
+        )
     directory = _text(fields.get("working_directory", "."), f"{where}.working_directory")
     if directory != ".":
         directory = _relative_path(directory, f"{where}.working_directory")
@@ -247,9 +300,7 @@ def _stage(data: object, where: str) -> Stage:
         name=_name(fields["name"], f"{where}.name"),
         command=tuple(_text(word, f"{where}.command[{i}]") for i, word in enumerate(command)),
         stdin=_content(fields["stdin"], f"{where}.stdin") if "stdin" in fields else b"",
-        environment_variables=_environment_variables(
-            fields.get("environment_variables", {}), f"{where}.environment_variables"
-        ),
+        environment_variables=variables,
         working_directory=directory,
         constraints=StageConstraints.parse(fields.get("constraints", {}), f"{where}.constraints"),
         run_always=run_always,
@@ -431,6 +482,12 @@ def _relative_path(value: str, where: str) -> str:
 def _string_mapping(data: object, where: str) -> dict[str, str]:
     if not isinstance(data, Mapping):
         raise InvalidJobError(where, f"is {_show(data)}, not a mapping", "write name: value")
+    if len(data) > MAX_LABELS or any(len(str(v)) > MAX_LABEL_CHARACTERS for v in data.values()):
+        raise InvalidJobError(
+            where,
+            "has too many or too long entries",
+            f"write at most {MAX_LABELS} of {MAX_LABEL_CHARACTERS} characters each",
+        )
     return {
         _name(key, f"{where}.{key}"): _text(value, f"{where}.{key}") for key, value in data.items()
     }

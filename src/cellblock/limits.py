@@ -137,7 +137,7 @@ class StageConstraints:
     )
     stdout_bytes: Bytes = _limit(
         MIB,
-        maximum=64 * MIB,
+        maximum=16 * MIB,
         minimum=0,
         enforced_by="supervisor's byte counter on the pipe",
         evidence="byte counter",
@@ -145,7 +145,7 @@ class StageConstraints:
     )
     stderr_bytes: Bytes = _limit(
         MIB,
-        maximum=64 * MIB,
+        maximum=16 * MIB,
         minimum=0,
         enforced_by="supervisor's byte counter on the pipe",
         evidence="byte counter",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import signal
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from cellblock.limits import StageConstraints
+
+_CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\r")
 
 
 class Verdict(str, Enum):
@@ -172,12 +175,16 @@ class JobResult:
 
 
 def content(data: bytes) -> dict[str, str]:
-    """``text`` when the bytes are UTF-8 without NUL, else ``base64``."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
+    """``text`` when the bytes are UTF-8 and text for the most part, else ``base64``.
+
+    JSON writes a control character as six: a job that writes nothing else would blow up its record.
+    """
+    controls = len(data) - len(data.translate(None, _CONTROLS))
+    text: str | None = None
+    if b"\0" not in data and controls * 10 <= len(data):
+        with contextlib.suppress(UnicodeDecodeError):
+            text = data.decode("utf-8")
+    if text is None:
         return {"base64": base64.b64encode(data).decode("ascii")}
     return {"text": text}
 

@@ -10,6 +10,8 @@ answers with one line, ``{"result": ...}`` or ``{"error": ...}``. A client that 
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import grp
 import json
 import logging
@@ -19,7 +21,8 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cellblock.admission import Cancelled
@@ -31,6 +34,14 @@ GROUP = "cellblock"
 """Members of this group, and root, may submit jobs."""
 MAX_REQUEST_BYTES = 2 * MAX_INPUT_BYTES
 """Room for the largest job in base64, and its stages."""
+MAX_STRUCTURE = 100_000
+"""Brackets and commas of a request. Contents are one string each (clients send base64), so a request
+needs few; parsing millions of them would hold up the supervision of running jobs."""
+MAX_CONNECTIONS = 4096
+MAX_CONNECTIONS_PER_USER = 256
+"""Of each user but root."""
+RECEIVE_TIMEOUT_S = 30.0
+SEND_TIMEOUT_S = 60.0
 _FIRST_PASSED_FD = 3
 _PEER = struct.Struct("3i")
 _log = logging.getLogger("cellblock")
@@ -40,9 +51,22 @@ def serve(engine: Engine, listener: socket.socket) -> None:
     """Answers requests on ``listener`` until the process ends."""
     _notify("READY=1")
     _log.info("ready: %d slots, %s", engine.host.slots, ", ".join(engine.host.environments()))
+    connections = _Connections()
     while True:
-        connection, _ = listener.accept()
-        threading.Thread(target=_answer, args=(engine, connection), daemon=True).start()
+        try:
+            connection, _ = listener.accept()
+        except OSError as problem:
+            # Out of descriptors or memory: those who are connected go on, the next one waits.
+            _log.warning("cannot accept a connection: %s", problem.strerror)
+            time.sleep(0.1)
+            continue
+        try:
+            threading.Thread(
+                target=_answer, args=(engine, connection, connections), daemon=True
+            ).start()
+        except RuntimeError:
+            _log.warning("cannot start a thread for a connection")
+            connection.close()
 
 
 def listen_fd() -> socket.socket:
@@ -56,14 +80,40 @@ def listen_fd() -> socket.socket:
     return socket.socket(fileno=_FIRST_PASSED_FD)
 
 
-def _answer(engine: Engine, connection: socket.socket) -> None:
+class _Connections:
+    """How many connections there are, and of whom."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._of: collections.Counter[int] = collections.Counter()
+
+    @contextlib.contextmanager
+    def of(self, uid: int) -> Iterator[None]:
+        """Counts one of ``uid``; raises :class:`ServiceUnavailableError` when there are too many."""
+        with self._lock:
+            allowed = MAX_CONNECTIONS if uid == 0 else MAX_CONNECTIONS_PER_USER
+            if self._of[uid] >= allowed or self._of.total() >= MAX_CONNECTIONS:
+                raise ServiceUnavailableError(
+                    "service",
+                    "has too many connections of this user or in all",
+                    f"keep at most {MAX_CONNECTIONS_PER_USER} jobs waiting at a time",
+                )
+            self._of[uid] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._of[uid] -= 1
+
+
+def _answer(engine: Engine, connection: socket.socket, connections: _Connections) -> None:
     with connection:
         try:
-            _check_peer(connection)
-            request = _receive(connection)
-            answer: dict[str, Any] = {
-                "result": _dispatch(engine, request, lambda: _is_gone(connection))
-            }
+            with connections.of(_check_peer(connection)):
+                request = _receive(connection)
+                answer: dict[str, Any] = {
+                    "result": _dispatch(engine, request, lambda: _is_gone(connection))
+                }
         except (Cancelled, ConnectionError):
             _log.info("client went away; its job was ended")
             return
@@ -78,9 +128,10 @@ def _answer(engine: Engine, connection: socket.socket) -> None:
                 ).as_dict()
             }
         try:
+            connection.settimeout(SEND_TIMEOUT_S)
             connection.sendall(json.dumps(answer).encode() + b"\n")
-        except ConnectionError:
-            _log.info("client went away before its answer")
+        except OSError:
+            _log.info("client went away before its answer, or did not read it")
 
 
 def _dispatch(engine: Engine, request: Any, cancelled: Callable[[], bool]) -> dict[str, Any]:
@@ -97,12 +148,13 @@ def _dispatch(engine: Engine, request: Any, cancelled: Callable[[], bool]) -> di
     )
 
 
-def _check_peer(connection: socket.socket) -> None:
-    """The socket's mode says the same; this holds should the mode ever be wrong."""
+def _check_peer(connection: socket.socket) -> int:
+    """The uid of a peer that may submit. The socket's mode says the same; this holds should the
+    mode ever be wrong."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
     _, uid, gid = _PEER.unpack(credentials)
     if uid == 0:
-        return
+        return 0
     try:
         allowed = grp.getgrnam(GROUP).gr_gid
         name = pwd.getpwuid(uid).pw_name
@@ -113,12 +165,22 @@ def _check_peer(connection: socket.socket) -> None:
         raise ServiceUnavailableError(
             f"user {name}", "may not submit jobs", f"add the user to the group {GROUP}"
         )
+    return int(uid)
 
 
 def _receive(connection: socket.socket) -> Any:
     data = bytearray()
+    deadline = time.monotonic() + RECEIVE_TIMEOUT_S
     while not data.endswith(b"\n"):
-        chunk = connection.recv(1 << 20)
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            chunk = connection.recv(1 << 20)
+        except TimeoutError:
+            raise ServiceUnavailableError(
+                "request",
+                f"was not complete after {RECEIVE_TIMEOUT_S:.0f} s",
+                "send it as one line of JSON",
+            ) from None
         if not chunk:
             raise ConnectionError
         data += chunk
@@ -126,6 +188,13 @@ def _receive(connection: socket.socket) -> Any:
             raise ServiceUnavailableError(
                 "request", f"is larger than {MAX_REQUEST_BYTES} bytes", "send smaller files"
             )
+    connection.settimeout(None)
+    if sum(data.count(mark) for mark in (b"[", b"{", b",")) > MAX_STRUCTURE:
+        raise ServiceUnavailableError(
+            "request",
+            "has too many parts",
+            "send contents as base64, as the cellblock command does",
+        )
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -135,8 +204,9 @@ def _receive(connection: socket.socket) -> Any:
 
 
 def _is_gone(connection: socket.socket) -> bool:
-    readable, _, _ = select.select([connection], [], [], 0)
-    if not readable:
+    poller = select.poll()  # select(2) knows descriptors below 1024 only
+    poller.register(connection, select.POLLIN)
+    if not poller.poll(0):
         return False
     try:
         return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)

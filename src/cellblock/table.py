@@ -61,13 +61,14 @@ def _first_lines(output: Mapping[str, Any], prefix: str) -> list[str]:
     if "text" not in output:
         return [f"{prefix}({output['size_bytes']} bytes that are not text)"]
     lines = output["text"].splitlines()
-    shown = [prefix + _printable(line)[:_SHOWN_CHARACTERS] for line in lines[:_SHOWN_LINES]]
+    shown = [prefix + printable(line)[:_SHOWN_CHARACTERS] for line in lines[:_SHOWN_LINES]]
     if len(lines) > _SHOWN_LINES:
         shown.append(f"{prefix}({len(lines) - _SHOWN_LINES} more lines)")
     return shown
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """``text`` with everything escaped that a terminal could act upon."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in text

@@ -27,6 +27,9 @@ BYTE_UNITS = {
 }
 TIME_UNITS_MS = {"ms": 1, "s": 1000, "min": 60_000}
 
+MAX_QUANTITY = 2**63 - 1
+"""No limit of any kernel is larger; and arithmetic on longer numbers is slow enough to be an attack."""
+_MAX_TEXT = 32
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", re.ASCII)
 
 
@@ -39,9 +42,10 @@ def _parse(value: object, units: dict[str, int], base: str) -> int:
             f"{names}"
         )
     if isinstance(value, int):
-        if value < 0:
-            raise ValueError(f"is {value}, which is negative; write 0 or more {base}")
+        _check_range(value)
         return value
+    if len(value) > _MAX_TEXT:
+        raise ValueError(f"is longer than {_MAX_TEXT} characters; write a shorter quantity")
     match = _QUANTITY.fullmatch(value.strip())
     if match is None:
         raise ValueError(
@@ -54,7 +58,15 @@ def _parse(value: object, units: dict[str, int], base: str) -> int:
     exact = Decimal(number) * units[unit]
     if exact != exact.to_integral_value():
         raise ValueError(f"is {value!r}, which is not a whole number of {base}; round it")
+    _check_range(int(exact))
     return int(exact)
+
+
+def _check_range(value: int) -> None:
+    if value < 0:
+        raise ValueError(f"is {value}, which is negative; write 0 or more")
+    if value > MAX_QUANTITY:
+        raise ValueError("is larger than 2^63 - 1; write less")
 
 
 def parse_bytes(value: object) -> Bytes:
@@ -71,8 +83,7 @@ def parse_count(value: object) -> Count:
     """A whole number of things, written as an integer; else ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"is {value!r}, not a count; write an integer")
-    if value < 0:
-        raise ValueError(f"is {value}, which is negative; write 0 or more")
+    _check_range(value)
     return Count(value)
 
 

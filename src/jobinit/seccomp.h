@@ -35,6 +35,9 @@
 #ifndef __NR_memfd_secret
 #define __NR_memfd_secret 447
 #endif
+#ifndef __NR_open_tree_attr
+#define __NR_open_tree_attr 467
+#endif
 
 #define NAMESPACE_FLAGS                                                                            \
 	(CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER |             \
@@ -75,6 +78,7 @@ static struct sock_filter job_filter[] = {
 	DENY(fsmount),
 	DENY(fspick),
 	DENY(open_tree),
+	DENY(open_tree_attr),
 	DENY(move_mount),
 	DENY(mount_setattr),
 	DENY(name_to_handle_at),
@@ -87,6 +91,7 @@ static struct sock_filter job_filter[] = {
 	DENY(io_uring_enter),
 	DENY(io_uring_register),
 	DENY(memfd_secret),
+	DENY(io_setup), /* its contexts are counted for the whole host */
 	/* Kernel interfaces that a job has no use for and exploits have. */
 	DENY(userfaultfd),
 	DENY(bpf),
@@ -123,10 +128,14 @@ static struct sock_filter job_filter[] = {
 	IF_ANY_BIT(NAMESPACE_FLAGS, 1),
 	REFUSE(EPERM),
 	RETURN(SECCOMP_RET_ALLOW),
-	IF_EQUAL(__NR_socket, 14),
+	IF_EQUAL(__NR_socket, 17),
 	LOAD(ARGUMENT(0)),
-	IF_EQUAL(AF_NETLINK, 1), /* libc looks up interfaces with a raw netlink socket */
+	/* libc looks up interfaces with a raw route socket; buffers of other kinds are nobody's memory. */
+	IF_EQUAL(AF_NETLINK, 4),
+	LOAD(ARGUMENT(2)),
+	IF_EQUAL(0 /* NETLINK_ROUTE */, 1),
 	RETURN(SECCOMP_RET_ALLOW),
+	REFUSE(EPERM),
 	IF_EQUAL(AF_VSOCK, 1),
 	REFUSE(EAFNOSUPPORT),
 	IF_EQUAL(AF_ALG, 1),

@@ -35,10 +35,10 @@ notes:
     /tmp together. Enforced by tmpfs inode limit.
   - C(open_files) in count, default 256, maximum 4096. Open file descriptors of each process.
     Enforced by RLIMIT_NOFILE.
-  - C(stdout_bytes) in bytes, default 1048576, maximum 67108864. What the stage may write to
+  - C(stdout_bytes) in bytes, default 1048576, maximum 16777216. What the stage may write to
     standard output; it is ended at the first byte beyond. Enforced by supervisor's byte counter
     on the pipe.
-  - C(stderr_bytes) in bytes, default 1048576, maximum 67108864. What the stage may write to
+  - C(stderr_bytes) in bytes, default 1048576, maximum 16777216. What the stage may write to
     standard error; it is ended at the first byte beyond. Enforced by supervisor's byte counter on
     the pipe.
   - C(network_bytes) in bytes, default 0, maximum 0. Bytes received and sent together. Enforced by
