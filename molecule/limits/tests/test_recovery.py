@@ -44,11 +44,21 @@ def main_pid():
     return subprocess.run(["systemctl", "show", "-p", "MainPID", "--value", "cellblock"],
                           capture_output=True, text=True).stdout.strip()
 
-for number in range(KILLS):
+def start_batch():
     client = subprocess.Popen(["cellblock", "run", "-"], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     client.stdin.write(batch); client.stdin.close()
-    time.sleep(random.uniform(0.05, 0.6) * SLOWNESS)
+    return client
+
+# How long it takes when nobody disturbs it: what moments are random within.
+started = time.monotonic()
+with start_batch() as undisturbed:
+    undisturbed.stdout.read()
+duration = time.monotonic() - started
+
+for number in range(KILLS):
+    client = start_batch()
+    time.sleep(random.uniform(0.05, 0.8) * duration)
     old = main_pid()
     os.kill(int(old), 9)
     records = [json.loads(line) for line in client.stdout]
