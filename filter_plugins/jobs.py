@@ -55,6 +55,8 @@ def result_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Job records as a table (job, host, stage, verdict, exit, times, memory), and under it the
     first lines that the jobs wrote.
     """
+    if not records:
+        return "No job was run."
     return f"{table.render(records)}\n\n{table.render_output(records)}".strip()
 
 

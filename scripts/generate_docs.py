@@ -29,8 +29,8 @@ Every stage has all of these limits. An integer is in the unit of the name; text
 that asks for more is refused before it starts, with each field and its maximum. The record of a stage
 has the limits as they were applied.
 
-| limit | unit | default | maximum | enforced by | evidence of a violation |
-|---|---|---|---|---|---|
+| limit | unit | default | minimum | maximum | enforced by | evidence of a violation |
+|---|---|---|---|---|---|---|
 """
 
 LIMITS_TAIL = """\
@@ -41,7 +41,8 @@ LIMITS_TAIL = """\
 ## Scratch counts as memory
 
 `/work` and `/tmp` are one tmpfs. What is in it occupies memory of the stage that wrote it, so a job may
-not ask for more `scratch_bytes` than `memory_bytes`. A program that fills its memory limit by writing
+not ask for more `scratch_bytes` than `memory_bytes`; one that asks for less memory than the default
+scratch and says nothing of scratch gets as much scratch as memory. A program that fills its memory limit by writing
 files is ended by the OOM killer and the violation is `memory_bytes`; one that fills `scratch_bytes`
 first sees ENOSPC.
 
@@ -94,7 +95,8 @@ def main() -> int:
 def limits_page() -> str:
     """docs/limits.md."""
     rows = "".join(
-        f"| `{name}` | {info.unit} | {_amount(name, info.default)} | {_amount(name, info.maximum)} "
+        f"| `{name}` | {info.unit} | {_amount(name, info.default)} "
+        f"| {_amount(name, info.minimum)} | {_amount(name, info.maximum)} "
         f"| {info.enforced_by} | {info.evidence} |\n"
         for name, info in LIMITS.items()
     )

@@ -159,7 +159,7 @@ def parse_document(text: str, source: str) -> object:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as problem:
-        detail = " ".join(str(problem).split())
+        detail = " ".join(str(problem).split()).replace(' in "<unicode string>",', "")
         raise JobFileError(
             source, f"is neither YAML nor JSON: {detail}", "mend the syntax"
         ) from None
@@ -174,7 +174,8 @@ def load_job_data(path: Path) -> dict[str, Any]:
     privileged service never opens a path that a job names. Raises :class:`JobFileError` or
     :class:`InvalidJobError`.
     """
-    data = parse_document(_read(path, str(path)).decode("utf-8", "replace"), str(path))
+    text = _read(path, str(path), "name an existing job file").decode("utf-8", "replace")
+    data = parse_document(text, str(path))
     if not isinstance(data, dict):
         raise InvalidJobError(str(path), "is not a mapping", "write environment: and stages:")
     embedded = dict(data)
@@ -236,18 +237,22 @@ def _embed(content: object, job_path: Path, where: str) -> object:
     named = content["path"]
     if not isinstance(named, str) or not named:
         raise InvalidJobError(f"{where}.path", f"is {named!r}, not a path", "write a file's path")
-    read = _read(job_path.parent / named, f"{where}.path ({job_path.parent / named})")
+    read = _read(
+        job_path.parent / named,
+        f"{job_path}: {where}.path ({job_path.parent / named})",
+        "name an existing file, relative to the job file",
+    )
     rest = {key: value for key, value in content.items() if key != "path"}
     return {**rest, "base64": base64.b64encode(read).decode("ascii")}
 
 
-def _read(path: Path, subject: str) -> bytes:
+def _read(path: Path, subject: str, remedy: str) -> bytes:
     try:
         if not path.is_file():
             raise JobFileError(
                 subject,
                 "is not a regular file" if path.exists() else "does not exist",
-                "name an existing file, relative to the job file",
+                remedy,
             )
         if path.stat().st_size > MAX_INPUT_BYTES:
             raise JobFileError(subject, "is too large", f"send at most {MAX_INPUT_BYTES} bytes")

@@ -43,18 +43,20 @@ def render(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def render_output(records: Iterable[Mapping[str, Any]]) -> str:
-    """The first lines that every stage wrote, each behind its job, stage and stream.
+    """Why a stage was not started, and the first lines that every stage wrote.
 
     What a job writes may be made for the terminal that shows it, so anything that is not
     printable is shown escaped.
     """
-    return "\n".join(
-        line
-        for record in records
-        for stage in record["stages"]
-        for stream in ("stdout", "stderr")
-        for line in _first_lines(stage[stream], f"{record['name']}/{stage['name']} {stream}: ")
-    )
+    lines = []
+    for record in records:
+        for stage in record["stages"]:
+            where = f"{record['name']}/{stage['name']}"
+            if stage["reason"] is not None:
+                lines.append(f"{where} reason: {printable(stage['reason'])}")
+            for stream in ("stdout", "stderr"):
+                lines += _first_lines(stage[stream], f"{where} {stream}: ")
+    return "\n".join(lines)
 
 
 def _first_lines(output: Mapping[str, Any], prefix: str) -> list[str]:

@@ -60,6 +60,7 @@ def test_table_of_violations_and_signals() -> None:
         "usage": None,
         "stdout": {"text": ""},
         "stderr": {"text": ""},
+        "reason": None,
     }
     table = jobs.result_table([{"name": "j", "host": "h", "stages": [stage]}])
     assert table.splitlines()[1].split() == [
@@ -77,6 +78,7 @@ def test_what_jobs_wrote_is_shown_but_cannot_act_on_the_terminal() -> None:
         "usage": None,
         "stdout": {"text": "héllo\n\x1b[2Jcleared\n" + "more\n" * 9},
         "stderr": {"base64": "/w==", "size_bytes": 1},
+        "reason": None,
     }
     shown = jobs.result_table([{"name": "j", "host": "h", "stages": [stage]}]).splitlines()
     assert shown[2:5] == ["", "j/run stdout: héllo", "j/run stdout: \\x1b[2Jcleared"]

@@ -109,6 +109,16 @@ def test_bad_jobs(
         assert word in printed, printed
 
 
+def test_a_mistake_in_one_job_runs_none_on_any_slave(playbook: Playbook, tmp_path: Path) -> None:
+    paths = [tmp_path / "good.json", tmp_path / "bad.json"]
+    paths[0].write_text(json.dumps(GOOD))
+    paths[1].write_text(json.dumps({**GOOD, "environment": "cobol"}))
+    done = playbook("run-job.yml", "-e", json.dumps({"job": [str(path) for path in paths]}))
+    assert done.returncode != 0
+    assert "TASK [Check this slave's share of the jobs]" in done.stdout
+    assert "TASK [Run this slave's share of the jobs]" not in done.stdout
+
+
 def test_no_job_given(playbook: Playbook) -> None:
     done = playbook("run-job.yml")
     assert done.returncode != 0

@@ -10,7 +10,7 @@ from typing import Any
 testinfra_hosts = ["ansible://slave1"]
 
 KILLS = 50
-BATCH = 12
+BATCH = 8
 
 # Runs on the slave. Prints one JSON object per kill.
 DRIVER = r"""
