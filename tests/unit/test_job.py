@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cellblock.errors import InvalidJobError, JobFileError, LimitAboveMaximumError
-from cellblock.job import load_job, load_job_data, parse_job
+from cellblock.job import as_request, load_job, load_job_data, parse_job
 from cellblock.limits import DEFAULT_MAXIMA, LIMITS, StageConstraints, parse_maxima
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
@@ -134,6 +134,34 @@ def test_everything_that_can_be_written() -> None:
         (job(files={"a": {"text": "", "executable": 1}}), "files.a.executable", "is 1"),
         (job(files={"a": {"path": "/etc/shadow"}}), "files.a.path", "not open to the service"),
         (job(files={str(n): {"text": ""} for n in range(257)}), "files", "has 257 entries"),
+        (job(labels={str(n): "x" for n in range(33)}), "labels", "too many"),
+        (job(labels={"a": "x" * 257}), "labels", "too long"),
+        (stage(command=["a"] * 40_000), "stages[0].command", "40000 words"),
+        (stage(network="lan"), "stages[0].network", "not a network policy"),
+        (job(mounts="data"), "mounts", "not a list"),
+        (job(mounts=["data", "data"]), "mounts[1]", "again"),
+        (job(mounts=[{"name": "../x"}]), "mounts[0].name", "is '../x'"),
+        (job(collect=["/etc/shadow"]), "collect[0]", "absolute"),
+        (
+            stage(constraints={"memory_bytes": "9" * 1000 + "B"}),
+            "stages[0].constraints.memory_bytes",
+            "longer than 32 characters",
+        ),
+        (
+            stage(constraints={"processes": 10**4000}),
+            "stages[0].constraints.processes",
+            "larger than 2^63",
+        ),
+        (
+            job(
+                stages=[
+                    {"name": f"s{n}", "command": ["true"], "constraints": {"stdout_bytes": "16MiB"}}
+                    for n in range(5)
+                ]
+            ),
+            "stages",
+            "bytes of output together",
+        ),
     ],
 )
 def test_mistakes_are_named(data: object, field: str, complaint: str) -> None:
@@ -172,6 +200,21 @@ def test_maxima_of_a_host_override_the_defaults() -> None:
 def test_every_default_is_within_its_bounds() -> None:
     for name, info in LIMITS.items():
         assert info.minimum <= info.default <= info.maximum, name
+
+
+def test_requests_carry_contents_as_base64_and_mean_the_same() -> None:
+    data = job(files={"a": {"text": "é,[{"}, "b": {"base64": "AA==", "executable": True}})
+    data["stages"][0]["stdin"] = {"text": "in"}
+    request = as_request(data)
+    assert "text" not in json.dumps(request)
+    assert parse_job(request) == parse_job(data)
+
+
+@pytest.mark.parametrize(
+    "data", [None, [], {"files": 3}, {"files": {"a": {"text": 3}}}, {"stages": [3, {"stdin": 3}]}]
+)
+def test_requests_keep_what_is_wrong_for_the_parser_to_name(data: Any) -> None:
+    assert as_request(data) == data
 
 
 class TestJobFile:
