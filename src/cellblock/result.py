@@ -12,6 +12,7 @@ from typing import Any
 from cellblock.limits import StageConstraints
 
 _CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\r")
+_FEW_CONTROLS = 4096
 
 
 class Verdict(str, Enum):
@@ -181,7 +182,7 @@ def content(data: bytes) -> dict[str, str]:
     """
     controls = len(data) - len(data.translate(None, _CONTROLS))
     text: str | None = None
-    if b"\0" not in data and controls * 10 <= len(data):
+    if b"\0" not in data and controls <= max(_FEW_CONTROLS, len(data) // 10):
         with contextlib.suppress(UnicodeDecodeError):
             text = data.decode("utf-8")
     if text is None:
