@@ -165,3 +165,19 @@ def test_less_scratch_than_an_earlier_stage_left(submit: Submit) -> None:
     assert record["stages"][1]["verdict"] == "nonzero_exit"
     assert record["stages"][1]["stdout"]["text"] == "8388608\n"
     assert "No space left" in record["stages"][1]["stderr"]["text"]
+
+
+def test_interrupting_the_command_ends_its_jobs(host: Any, slowness: int) -> None:
+    stage = {"name": "run", "command": ["sleep", "246802"], "constraints": {"wall_time_ms": "2min"}}
+    job = {"environment": "base", "stages": [stage]}
+    encoded = base64.b64encode(json.dumps([job, job]).encode()).decode()
+    tries = f"for i in $(seq {60 * slowness}); do sleep 0.05; "
+    # `timeout` sends SIGINT as a person's Ctrl-C would; a shell's background jobs ignore it.
+    done = host.run(
+        f"echo {encoded} | base64 -d > /tmp/two.json; "
+        f"timeout --preserve-status -s INT {3 * slowness} cellblock run - < /tmp/two.json & "
+        f"{tries} pgrep -cfx 'sleep 246802' | grep -q 2 && echo running && break; done; "
+        "wait $!; echo status $?; "
+        f"{tries} pgrep -fx 'sleep 246802' >/dev/null || {{ echo gone; break; }}; done"
+    )
+    assert done.stdout.split() == ["running", "status", "130", "gone"], done
