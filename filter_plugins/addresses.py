@@ -9,7 +9,6 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-
 Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
