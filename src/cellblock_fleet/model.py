@@ -36,6 +36,9 @@ NOT_INTERNET: tuple[Network, ...] = tuple(
     """.split()
 )
 
+# Names that mean something in flows or in the rules derived from them.
+RESERVED = (EVERY_HOST, INTERNET, "any", "not_internet", "jobs")
+
 PROTOCOLS = ("tcp", "udp", "icmp")
 
 
@@ -101,6 +104,8 @@ class Fleet:
     job_flows: Mapping[str, tuple[Flow, ...]] = field(default_factory=dict)
     # Groups of the inventory (name -> hosts), those without hosts as well.
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # The addresses that each slave gives its jobs.
+    job_networks: Mapping[str, Network] = field(default_factory=dict)
     outside_group: str = "outside"
 
     def fleet_hosts(self) -> tuple[Host, ...]:
@@ -173,7 +178,7 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
     ``data``: ``groups`` {group: [host]}, ``addresses`` {host: [IPv4 or IPv6 literal]}, ``services``
     {name: {groups, protocol, port, jobs}}, ``networks`` {name: [CIDR]}, ``flows`` [{from, to,
     services, purpose}], ``job_flows`` {policy: [{to, services}]}, ``external`` {name: {addresses,
-    services, owner}}, ``slaves_group``, ``outside_group``.
+    services, owner}}, ``job_networks`` {slave: CIDR}, ``slaves_group``, ``outside_group``.
     """
     groups = {name: tuple(hosts) for name, hosts in data["groups"].items()}
     slaves = data.get("slaves_group", "worker_slaves")
@@ -202,9 +207,11 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
             ).items()
         },
         groups=groups,
+        job_networks=_job_networks(data.get("job_networks") or {}, groups.get(slaves, ())),
         outside_group=outside,
     )
     _refuse_shared_addresses(fleet)
+    _refuse_shared_job_networks(fleet)
     return fleet
 
 
@@ -290,7 +297,7 @@ def _networks(
     networks: dict[str, tuple[Network, ...]] = {}
     for name, cidrs in _mapping(declared, "cellblock_networks").items():
         where = f"cellblock_networks.{name}"
-        if name in groups or name in (EVERY_HOST, INTERNET):
+        if name in groups or name in RESERVED:
             raise FleetError(f"{where}: a group or a built-in peer has that name; choose another")
         parsed = []
         for cidr in _list(cidrs, where):
@@ -433,6 +440,42 @@ def _job_flow(
                 " (of the cache servers) and the internet, nothing else of the fleet"
             )
     return flow
+
+
+def _job_networks(declared: Mapping[str, Any], slaves: Sequence[str]) -> dict[str, Network]:
+    networks: dict[str, Network] = {}
+    for slave, cidr in declared.items():
+        if slave not in slaves:
+            raise FleetError(f"{slave}: has a network for jobs but is no slave; take it away")
+        try:
+            networks[slave] = ip_network(cidr)
+        except ValueError as error:
+            raise FleetError(
+                f"{slave}: its range for jobs {cidr!r} is no network ({error}); write a CIDR such"
+                " as 192.0.2.128/27"
+            ) from None
+    return networks
+
+
+def _refuse_shared_job_networks(fleet: Fleet) -> None:
+    taken: list[tuple[str, Network]] = [
+        (f"{host.name}'s address", ip_network(address))
+        for host in fleet.hosts.values()
+        for address in host.addresses
+    ]
+    taken += [
+        (f"cellblock_networks.{name}", network)
+        for name, networks in fleet.networks.items()
+        for network in networks
+    ]
+    for slave, network in fleet.job_networks.items():
+        for what, other in taken:
+            if network.version == other.version and network.overlaps(other):
+                raise FleetError(
+                    f"{slave}: its range for jobs {network} overlaps {what} {other}; choose a range"
+                    " in which no address is used"
+                )
+        taken.append((f"{slave}'s range for jobs", network))
 
 
 def _refuse_mixed_slaves(groups: Mapping[str, tuple[str, ...]], slaves: str) -> None:

@@ -240,35 +240,63 @@ def test_refused(data: dict[str, Any], complaint: str) -> None:
 
 def test_rules_of_a_slave(fleet: Fleet) -> None:
     rules = host_rules(fleet, "slave1")
+    ssh = {"name": "controllers -> fleet", "peer": "controllers"}
     assert rules["inbound"] == [
-        {"peer": "controllers", "protocol": "icmp", "ports": [], "comment": "controllers -> fleet"},
-        {
-            "peer": "controllers",
-            "protocol": "tcp",
-            "ports": [22],
-            "comment": "controllers -> fleet",
-        },
+        {**ssh, "protocol": "icmp", "ports": []},
+        {**ssh, "protocol": "tcp", "ports": [22]},
     ]
     assert [(r["peer"], r["protocol"], r["ports"]) for r in rules["outbound"]] == [
         ("cache_servers", "tcp", [3142]),
         ("cache_servers", "udp", [53]),
     ]
     assert rules["sets"] == {
-        "cache_servers": {"v4": ["10.0.0.14/32"], "v6": []},
-        "controllers": {"v4": ["10.0.0.1/32"], "v6": ["fd00::1/128"]},
+        "cache_servers": ["10.0.0.14/32"],
+        "controllers": ["10.0.0.1/32", "fd00::1/128"],
     }
 
 
 def test_rules_of_a_master_exclude_what_is_not_the_internet(fleet: Fleet) -> None:
     rules = host_rules(fleet, "master")
-    special = rules["sets"]["internet"]
-    assert "10.0.0.0/8" in special["v4"]
-    assert "198.18.0.0/15" in special["v4"]
-    assert "fc00::/7" in special["v6"]
-    assert not any(entry.startswith("198.51.100.") for entry in special["v4"])
+    [web] = [rule for rule in rules["outbound"] if rule["ports"] == [80]]
+    assert (web["peer"], web["except"]) == ("any", ["not_internet"])
+    special = rules["sets"]["not_internet"]
+    assert {"10.0.0.0/8", "198.18.0.0/15", "fc00::/7", "fe80::/9"} <= set(special)
+    assert not any(entry.startswith("198.51.100.") for entry in special)
 
 
-def test_an_empty_group_gives_no_address(fleet: Fleet) -> None:
+def test_an_empty_group_gives_no_address() -> None:
     data = with_flow(source="request_handlers", to="databases", services=["postgresql"])
     rules = host_rules(parse_fleet(data), "db")
-    assert rules["sets"]["request_handlers"] == {"v4": [], "v6": []}
+    assert rules["sets"]["request_handlers"] == []
+
+
+def test_jobs_come_to_the_cache_server_alone() -> None:
+    data = declared()
+    data["job_networks"] = {"slave1": "10.0.0.128/26", "slave2": "10.0.0.192/26"}
+    fleet = parse_fleet(data)
+    rules = host_rules(fleet, "cache")
+    assert rules["sets"]["jobs"] == ["10.0.0.128/25"]
+    assert [(r["name"], r["ports"]) for r in rules["inbound"] if r["peer"] == "jobs"] == [
+        ("jobs, policy internet", [3142])
+    ]
+    for name in ("db", "master", "slave1"):
+        assert "jobs" not in host_rules(fleet, name)["sets"]
+
+
+@pytest.mark.parametrize(
+    ("ranges", "complaint"),
+    [
+        ({"slave1": "10.0.0.16/28"}, "slave1: its range for jobs 10.0.0.16/28 overlaps slave1's"),
+        ({"slave1": "10.0.0.0/29"}, "overlaps cellblock_networks.controllers 10.0.0.1/32"),
+        (
+            {"slave1": "10.0.0.128/25", "slave2": "10.0.0.192/26"},
+            "slave2: its range for jobs 10.0.0.192/26 overlaps slave1's range for jobs",
+        ),
+        ({"db": "10.0.0.128/25"}, "db: has a network for jobs but is no slave"),
+        ({"slave1": "jobs"}, "slave1: its range for jobs 'jobs' is no network"),
+    ],
+)
+def test_ranges_for_jobs_refused(ranges: dict[str, str], complaint: str) -> None:
+    with pytest.raises(FleetError) as caught:
+        parse_fleet({**declared(), "job_networks": ranges})
+    assert complaint in str(caught.value)
