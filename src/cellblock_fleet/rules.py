@@ -60,11 +60,11 @@ def _rules(fleet: Fleet, flow: Flow, peer: str, services: Iterable[str]) -> list
             "ports": ports,
             **(everywhere if peer == INTERNET else {"peer": peer}),
         }
-        for protocol, ports in _ports(fleet, services)
+        for protocol, ports in ports_by_protocol(fleet, services)
     ]
 
 
-def _ports(fleet: Fleet, services: Iterable[str]) -> list[tuple[str, list[int]]]:
+def ports_by_protocol(fleet: Fleet, services: Iterable[str]) -> list[tuple[str, list[int]]]:
     """The services' ports by protocol."""
     ports: dict[str, set[int]] = {}
     for service in services:
