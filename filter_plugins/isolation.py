@@ -87,10 +87,8 @@ def firewall_differences(result: Mapping[str, Any]) -> list[str]:
 
     `result` is that of the command `cellblock-firewall status --json`; a host without it has none.
     """
-    if result.get("skipped") or result.get("unreachable") or not result.get("cmd"):
-        return []
-    if result.get("rc") == 0 and not str(result.get("stdout", "")).strip():
-        return []  # it is not installed (the option `removes`)
+    if result.get("unreachable") or result.get("start") is None:
+        return []  # the host is reported otherwise, or the command is not there (option `removes`)
     try:
         status = json.loads(result.get("stdout") or "")
         missing, added, state = status["missing"], status["added"], status["state"]

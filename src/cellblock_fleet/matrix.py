@@ -264,12 +264,22 @@ def _cell(
     wanted: Sequence[str],
 ) -> Cell:
     kind = _kind(vantage, target, wanted)
-    flow = fleet.allowing(vantage, target.name, service.name) if kind == SERVICE else None
+    flow = _declared(fleet, vantage, target, service, path) if kind == SERVICE else None
     probes = tuple(
         _probe(target.name, service, path, number, str(address))
         for number, address in enumerate(addresses)
     )
     return Cell(kind, vantage, target.name, service, path, flow, probes)
+
+
+def _declared(fleet: Fleet, vantage: str, target: Host, service: Service, path: str) -> Flow | None:
+    """The flow that lets a vantage use a service; networks are declared for IPv4 and IPv6 apart."""
+    flow = fleet.allowing(vantage, target.name, service.name)
+    if flow is not None and vantage == CONTROLLER and flow.source in fleet.networks:
+        version = 4 if path == IPV4 else 6
+        if all(network.version != version for network in fleet.networks[flow.source]):
+            return None
+    return flow
 
 
 def _probe(

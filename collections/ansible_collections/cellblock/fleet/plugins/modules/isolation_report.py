@@ -79,7 +79,8 @@ counts:
   returned: always
   type: dict
 differences:
-  description: All that is not as declared or not proven, one sentence each.
+  description: The first few of what is not as declared or not proven, one sentence each. All are on
+    the terminal and in the files.
   returned: always
   type: list
   elements: str
