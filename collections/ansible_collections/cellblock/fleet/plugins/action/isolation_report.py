@@ -105,7 +105,7 @@ def observation(seen: Mapping[str, Any]) -> dict[str, Any]:
 
 def first_line(result: Mapping[str, Any]) -> str:
     lines = str(result.get("msg") or "no reason given").strip().splitlines()
-    return lines[0] if lines else "no reason given"
+    return lines[0].removeprefix("Task failed: ") if lines else "no reason given"
 
 
 def write(report: Any, judged: Any, run: Any, dest: Path) -> list[str]:

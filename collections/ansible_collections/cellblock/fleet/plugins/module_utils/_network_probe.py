@@ -660,7 +660,13 @@ def answer_to(kind: str, data: bytes) -> bytes | None:
     """What our own listener answers; None for what is itself an answer, or not for us."""
     if data.startswith(ASK):
         return ANSWER + data[len(ASK) :]
-    if kind == "dns" and len(data) >= 12 and not data[2] & 0x80:
+    # A query with one question: nothing that any of our own listeners answers looks like it.
+    if (
+        kind == "dns"
+        and len(data) >= 17
+        and not data[2] & 0xF8
+        and data[4:10] == b"\0\1" + bytes(4)
+    ):
         return data[:2] + bytes([data[2] | 0x80, 5]) + data[4:]  # refused
     if kind == "ntp" and len(data) >= 48 and data[0] & 7 == 3:
         return b"\x24" + bytes(23) + data[40:48] + bytes(16)
