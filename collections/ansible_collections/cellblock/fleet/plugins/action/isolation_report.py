@@ -1,0 +1,139 @@
+# Copyright: The Cellblock authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""cellblock.fleet.isolation_report: judge what all hosts saw, show it, write it down."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.color import ANSIBLE_COLOR
+from ansible.utils.display import Display
+
+# Sentences under the matrix, and in the task's result; the files have all.
+SHOWN = 40
+QUOTED = 5
+
+
+class ActionModule(ActionBase):
+    """Runs on the controller; no host is asked anything."""
+
+    _supports_check_mode = True
+    _supports_diff = False
+    _supports_async = False
+    _requires_connection = False
+
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        super().run(tmp, task_vars)
+        _, args = self.validate_argument_spec(
+            argument_spec={
+                "fleet": {"type": "dict", "required": True},
+                "name": {"type": "str", "required": True},
+                "observations": {"type": "dict", "required": True},
+                "vantages": {"type": "raw"},
+                "spoof_frames": {"type": "bool", "default": False},
+                "dest": {"type": "path", "required": True},
+            }
+        )
+        nothing: dict[str, Any] = {"changed": False, "counts": {}, "differences": [], "files": []}
+        if self._task.check_mode:
+            return {**nothing, "skipped": True, "msg": "Check mode: nothing was tried."}
+        try:
+            # Only the controller has this package, and nothing else of the collection needs it.
+            from cellblock_fleet import matrix, report
+            from cellblock_fleet.model import FleetError, parse_fleet
+        except ImportError as problem:
+            raise AnsibleActionFail(
+                f"The package cellblock_fleet is missing ({problem}); run Ansible from the project's"
+                " .venv (make setup)."
+            ) from None
+
+        vantages = args["vantages"]
+        if isinstance(vantages, str):
+            vantages = [name.strip() for name in vantages.split(",") if name.strip()]
+        observations = {
+            host: observation(seen) for host, seen in args["observations"].items() if seen
+        }
+        try:
+            fleet = parse_fleet(args["fleet"])
+            plan = matrix.plan(fleet, vantages or None, spoof_frames=args["spoof_frames"])
+        except (FleetError, ValueError) as problem:
+            raise AnsibleActionFail(f"{problem}") from None
+        listening = matrix.usable(
+            {host: seen.get("listening") for host, seen in observations.items()}
+        )
+        judged = matrix.judge(
+            matrix.complete(plan, listening),
+            observations,
+            {host: seen.get("rules") or () for host, seen in args["observations"].items()},
+        )
+        run = report.Run(args["name"], datetime.now(timezone.utc))
+        files = write(report, judged, run, Path(args["dest"]))
+        show(report, judged)
+        differences = judged.differences()
+        result = {**nothing, "changed": True, "counts": judged.counts, "files": files}
+        if not judged.is_green:
+            # All of them stand above, under the matrix, and in the files.
+            result["failed"] = True
+            result["differences"] = differences[:QUOTED]
+            result["msg"] = f"{report.summary(judged)} See {files[0]}"
+        return result
+
+
+def observation(seen: Mapping[str, Any]) -> dict[str, Any]:
+    """What tasks returned, without those that failed; ``problem`` says which and why."""
+    useful: dict[str, Any] = {}
+    for name in ("listening", "probed", "collected"):
+        result = seen.get(name)
+        if not isinstance(result, Mapping):
+            continue
+        if result.get("unreachable"):
+            useful.setdefault("problem", f"unreachable ({first_line(result)})")
+        elif result.get("failed"):
+            useful.setdefault("problem", f"{name} failed ({first_line(result)})")
+        elif not result.get("skipped"):
+            useful[name] = result
+    return useful
+
+
+def first_line(result: Mapping[str, Any]) -> str:
+    lines = str(result.get("msg") or "no reason given").strip().splitlines()
+    return lines[0].removeprefix("Task failed: ") if lines else "no reason given"
+
+
+def write(report: Any, judged: Any, run: Any, dest: Path) -> list[str]:
+    """The three files; each is complete or not there at all."""
+    # Ansible itself may have changed to the playbook's directory.
+    directory = Path(os.environ.get("PWD") or ".") / dest
+    as_json = report.to_json(judged, run)
+    written = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in (
+            ("isolation.html", report.to_html(judged, run, as_json)),
+            ("isolation.json", as_json),
+            ("isolation.svg", report.to_svg(judged)),
+        ):
+            partial = directory / f".{name}.partial"
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(directory / name)
+            written.append(str(directory / name))
+    except OSError as problem:
+        raise AnsibleActionFail(
+            f"{directory} cannot be written ({problem.strerror}); choose another dest."
+        ) from None
+    return written
+
+
+def show(report: Any, judged: Any) -> None:
+    """The matrix as it is: a callback would quote it line by line. The log gets no colours."""
+    display = Display()
+    display.display("\n" + report.to_text(judged, bool(ANSIBLE_COLOR), SHOWN), screen_only=True)
+    display.display(report.to_text(judged, False), log_only=True)

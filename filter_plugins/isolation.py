@@ -1,0 +1,113 @@
+"""Filters behind playbooks/verify-isolation.yml: what the hosts are to try."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+from cellblock_fleet import matrix
+from cellblock_fleet.model import FleetError, parse_fleet
+
+
+def _plan(
+    data: Mapping[str, Any], vantages: Sequence[str] | str | None, spoof_frames: bool
+) -> matrix.Plan:
+    """The plan; ``vantages`` is a list, or names with commas between them; empty means all."""
+    if isinstance(vantages, str):
+        vantages = [name.strip() for name in vantages.split(",") if name.strip()]
+    try:
+        return matrix.plan(parse_fleet(data), vantages or None, spoof_frames=spoof_frames)
+    except FleetError as problem:
+        raise AnsibleFilterError(str(problem)) from None
+    except ValueError as problem:
+        raise AnsibleFilterError(f"verify_isolation_vantages: {problem}") from None
+
+
+def probe_plan(
+    data: Mapping[str, Any],
+    vantages: Sequence[str] | str | None = None,
+    spoof_frames: bool = False,
+) -> dict[str, Any]:
+    """Who takes part in a probe of the fleet `data` (see the filter cellblock_fleet_model).
+
+    Returns `hosts` (names in the inventory), `vantages` (those of them and `controller` that try)
+    and `listeners`: by host, what the module network_probe is to listen on. `vantages` limits who
+    tries to a list of names, or a text with commas. Raises AnsibleFilterError for a name that is no
+    vantage.
+    """
+    made = _plan(data, vantages, spoof_frames)
+    return {
+        "hosts": list(matrix.involved_hosts(made.fleet)),
+        "vantages": list(made.vantages),
+        "listeners": made.listeners(),
+    }
+
+
+def probe_targets(
+    data: Mapping[str, Any],
+    listening: Mapping[str, Any],
+    vantages: Sequence[str] | str | None = None,
+    spoof_frames: bool = False,
+) -> dict[str, list[dict[str, Any]]]:
+    """By vantage, the targets for the module network_probe.
+
+    `listening`: by host (and `controller`), what the module returned for `state: listening`; hosts
+    that returned nothing useful may be in it.
+    """
+    made = _plan(data, vantages, spoof_frames)
+    return matrix.complete(made, matrix.usable(listening)).targets()
+
+
+def probe_observations(
+    hosts: Sequence[str], hostvars: Mapping[str, Any], prefix: str
+) -> dict[str, dict[str, Any]]:
+    """What was registered on `hosts` and, as `controller`, on localhost, for isolation_report.
+
+    `prefix` is what the names of the variables begin with; `listening`, `probed`, `collected` and
+    `firewall` follow.
+    """
+    found = {}
+    for host in ("localhost", *hosts):
+        variables = hostvars[host]
+        seen = {
+            name: variables[f"{prefix}{name}"]
+            for name in ("listening", "probed", "collected")
+            if f"{prefix}{name}" in variables
+        }
+        seen["rules"] = firewall_differences(variables.get(f"{prefix}firewall") or {})
+        found["controller" if host == "localhost" else host] = seen
+    return found
+
+
+def firewall_differences(result: Mapping[str, Any]) -> list[str]:
+    """How the rules in force on a host differ from those installed there, one sentence each.
+
+    `result` is that of the command `cellblock-firewall status --json`; a host without it has none.
+    """
+    if result.get("unreachable") or result.get("start") is None:
+        return []  # the host is reported otherwise, or the command is not there (option `removes`)
+    try:
+        status = json.loads(result.get("stdout") or "")
+        missing, added, state = status["missing"], status["added"], status["state"]
+    except (ValueError, KeyError, TypeError):
+        words = str(result.get("stderr") or result.get("msg") or "").strip().splitlines()
+        return [f"cellblock-firewall status failed: {words[0] if words else 'it said nothing'}"]
+    sentences = [] if state == "loaded" else [f"The state of the firewall is {state}, not loaded."]
+    sentences += [f"A rule of the firewall is missing: {rule}" for rule in missing]
+    sentences += [f"A rule was added by hand: {rule}" for rule in added]
+    return sentences
+
+
+class FilterModule:
+    """Entry point for Ansible."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """The filters by name."""
+        return {
+            "cellblock_probe_observations": probe_observations,
+            "cellblock_probe_plan": probe_plan,
+            "cellblock_probe_targets": probe_targets,
+        }
