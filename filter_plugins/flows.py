@@ -24,7 +24,7 @@ def _addresses(host: str, variables: Mapping[str, Any]) -> list[str]:
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError:
-        raise AnsibleFilterError(
+        raise model.FleetError(
             f"{host}: its name {name!r} does not resolve on the controller; set"
             " cellblock_addresses to the addresses that it has on the fleet's networks"
         ) from None
@@ -43,28 +43,32 @@ def fleet_model(
     """Everything declared as one plain dictionary, checked: what ``parse_fleet`` takes.
 
     A host without ``cellblock_addresses`` has those that its ``ansible_host`` or name resolves to.
-    Raises AnsibleFilterError with the entry that is wrong.
+    Where something is wrong, the dictionary has but one key: ``problem``, the sentence that says
+    what. So a playbook can say it first of all; filters that take the dictionary refuse it.
     """
-    data = {
+    data: dict[str, Any] = {
         "groups": {
             name: list(hosts) for name, hosts in groups.items() if name not in ("all", "ungrouped")
         },
-        "addresses": {host: _addresses(host, hostvars[host]) for host in groups["all"]},
+        "addresses": {},
         "services": services,
         "networks": networks,
         "flows": flows,
         "job_flows": job_flows,
         "external": external,
     }
-    _parsed(data)
+    try:
+        data["addresses"] = {host: _addresses(host, hostvars[host]) for host in groups["all"]}
+        model.parse_fleet(data)
+    except model.FleetError as problem:
+        return {"problem": str(problem)}
     return data
 
 
 def _parsed(data: Mapping[str, Any]) -> model.Fleet:
-    try:
-        return model.parse_fleet(data)
-    except model.FleetError as problem:
-        raise AnsibleFilterError(str(problem)) from None
+    if "problem" in data:
+        raise AnsibleFilterError(data["problem"])
+    return model.parse_fleet(data)
 
 
 def host_rules(data: Mapping[str, Any], host: str) -> dict[str, Any]:
