@@ -4,35 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
+Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-def _subnet(value: Any, filter_name: str) -> ipaddress.IPv4Network:
+
+def _subnet(value: Any, filter_name: str) -> Subnet:
     try:
-        return ipaddress.IPv4Network(value)
+        return ipaddress.ip_network(value)
     except (ValueError, TypeError) as error:
         raise AnsibleFilterError(
-            f"{filter_name}: {value!r} is not an IPv4 subnet such as '10.213.0.0/24': {error}"
+            f"{filter_name}: {value!r} is not a subnet such as '10.213.0.0/24': {error}"
         ) from error
 
 
 def nth_address(subnet: str, number: int) -> str:
     """The address at position `number` of `subnet` (CIDR), counted from the network address.
 
-    Raises AnsibleFilterError where `subnet` is no IPv4 subnet without host bits, or where a
-    host cannot have that address: positions 0 (network), 1 (bridge) and the last (broadcast).
+    Raises AnsibleFilterError where `subnet` is no subnet without host bits, or where a host cannot
+    have that address: positions 0 (network), 1 (bridge) and the last (broadcast).
     """
     network = _subnet(subnet, "cellblock_nth_address")
     if isinstance(number, bool) or not isinstance(number, int):
         raise AnsibleFilterError(f"cellblock_nth_address: {number!r} is not a whole number")
-    if network.prefixlen > 29:
-        raise AnsibleFilterError(
-            f"cellblock_nth_address: {subnet} has no room for hosts; use a /29 or larger"
-        )
     last = network.num_addresses - 2
+    if last < 6:
+        raise AnsibleFilterError(
+            f"cellblock_nth_address: {subnet} has no room for hosts; use a larger one"
+        )
     if not 2 <= number <= last:
         raise AnsibleFilterError(
             f"cellblock_nth_address: {subnet} has no host address number {number};"
@@ -41,19 +43,47 @@ def nth_address(subnet: str, number: int) -> str:
     return str(network[number])
 
 
+def bridge_address(subnet: str) -> str:
+    """The first address of `subnet` (CIDR): this machine's own, on the bridge."""
+    return str(_subnet(subnet, "cellblock_bridge_address")[1])
+
+
 def derived_subnet(name: str, within: str) -> str:
-    """A /24 of the IPv4 network `within` (CIDR, /24 or larger), chosen by a digest of `name`.
+    """A /24 (IPv6: /64) of the network `within` (CIDR), chosen by a digest of `name`.
 
     The same name always gives the same subnet; two names rarely give the same one.
     """
     network = _subnet(within, "cellblock_derived_subnet")
-    if network.prefixlen > 24:
+    prefix = 24 if network.version == 4 else 64
+    if network.prefixlen > prefix:
         raise AnsibleFilterError(
-            f"cellblock_derived_subnet: {within} is smaller than the /24 to be taken from it"
+            f"cellblock_derived_subnet: {within} is smaller than the /{prefix} to be taken from it"
         )
     digest = int.from_bytes(hashlib.sha256(str(name).encode()).digest())
-    index = digest % 2 ** (24 - network.prefixlen)
-    return str(ipaddress.IPv4Network((int(network.network_address) + index * 256, 24)))
+    index = digest % 2 ** (prefix - network.prefixlen)
+    size = 2 ** (network.max_prefixlen - prefix)
+    return str(ipaddress.ip_network((int(network.network_address) + index * size, prefix)))
+
+
+def container_networks(
+    names: Sequence[str], segments: Mapping[str, Mapping[str, str]], number: int, prefix: str
+) -> list[dict[str, str]]:
+    """What docker_container takes as ``networks``: those of `segments` ({name: {ipv4, ipv6}}, CIDR)
+    that `names` lists, with the addresses at position `number`; `prefix` begins Docker's names.
+    """
+    if unknown := sorted(set(names) - set(segments)):
+        raise AnsibleFilterError(
+            f"local_fleet_host_segments names {unknown[0]!r}, which is none of the fleet's networks"
+            f" {', '.join(segments)}"
+        )
+    return [
+        {
+            "name": prefix + name,
+            "ipv4_address": nth_address(segments[name]["ipv4"], number),
+            "ipv6_address": nth_address(segments[name]["ipv6"], number),
+        }
+        for name in names
+    ]
 
 
 class FilterModule:
@@ -63,5 +93,7 @@ class FilterModule:
         """The filters by name."""
         return {
             "cellblock_nth_address": nth_address,
+            "cellblock_bridge_address": bridge_address,
             "cellblock_derived_subnet": derived_subnet,
+            "cellblock_container_networks": container_networks,
         }

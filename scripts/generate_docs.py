@@ -1,4 +1,4 @@
-"""Writes the documents that are made from the table of limits in src/cellblock/limits.py.
+"""Writes the documents that are made from the limits (src/cellblock/limits.py) and the flows.
 
 With --check nothing is written: the exit status is 1 when a document is stale.
 """
@@ -14,9 +14,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+import yaml  # noqa: E402
+
 from cellblock.limits import LIMITS, LimitInfo  # noqa: E402
 from cellblock.units import format_bytes  # noqa: E402
 
+FLOWS = ROOT / "inventory" / "local" / "group_vars" / "all" / "flows.yml"
 COLLECTION = ROOT / "collections" / "ansible_collections" / "cellblock" / "fleet"
 
 LIMITS_HEAD = """\
@@ -51,6 +54,19 @@ first sees ENOSPC.
 The policy is the stage's `network`: `none`, `cache`, `internet` or `allow`. A host without job networks
 enforces `none` only and refuses the others; it is never silently weaker. With `none` the jail has a
 network namespace of its own with nothing but a loopback interface.
+"""
+
+FLOWS_HEAD = """\
+# Flows
+
+<!-- Made by `make docs` from inventory/local/group_vars/all/flows.yml; edit that. -->
+
+Who may open connections to whom. What is not in this table is denied, on IPv4 and IPv6. The firewall
+rules of every host and the matrix that `playbooks/verify-isolation.yml` expects are derived from the same
+file.
+
+| from | to | services | why |
+|---|---|---|---|
 """
 
 FRAGMENT = '''\
@@ -104,6 +120,41 @@ def limits_page() -> str:
     return LIMITS_HEAD + rows + LIMITS_TAIL.format(meanings=meanings)
 
 
+def flows_page() -> str:
+    """docs/flows.md."""
+    declared = yaml.safe_load(FLOWS.read_text())
+    services = declared["cellblock_services"]
+
+    def named(names: list[str]) -> str:
+        return ", ".join(f"{name} ({_port(services[name])})" for name in names)
+
+    rows = "".join(
+        f"| {_peer(flow['from'])} | {_peer(flow['to'])} | {named(flow['services'])} "
+        f"| {flow['purpose']} |\n"
+        for flow in declared["cellblock_flows"]
+    )
+    jobs = "".join(
+        f"| `{policy}` | {_peer(flow['to'])} | {named(flow['services'])} |\n"
+        for policy, flows in declared["cellblock_job_flows"].items()
+        for flow in flows or [{"to": "nothing", "services": []}]
+    )
+    return (
+        f"{FLOWS_HEAD}{rows}\n`fleet` is every host of the fleet, `internet` every address that is neither"
+        " private, link-local or otherwise\nspecial nor the fleet's. `controllers`, `time_servers` and"
+        " `dns_upstreams` are addresses that the inventory\nnames in `cellblock_networks`.\n\n"
+        "## Jobs, by network policy\n\nNothing of the fleet but these services can be named here.\n\n"
+        f"| policy | to | services |\n|---|---|---|\n{jobs}"
+    )
+
+
+def _peer(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _port(service: dict[str, object]) -> str:
+    return " ".join(str(service[key]) for key in ("protocol", "port") if key in service)
+
+
 def fragment() -> str:
     """The documentation fragment of the collection."""
     return FRAGMENT.format(notes="\n".join(_note(name, info) for name, info in LIMITS.items()))
@@ -132,6 +183,7 @@ def _read(path: Path) -> str | None:
 
 DOCUMENTS: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "limits.md": limits_page,
+    ROOT / "docs" / "flows.md": flows_page,
     COLLECTION / "plugins" / "doc_fragments" / "stage_constraints.py": fragment,
 }
 

@@ -18,6 +18,7 @@ import addresses
         ("10.213.0.0/24", 254, "10.213.0.254"),
         ("192.0.2.64/26", 21, "192.0.2.85"),
         ("10.0.0.0/16", 258, "10.0.1.2"),
+        ("fd12:3456:789a:1::/64", 21, "fd12:3456:789a:1::15"),
     ],
 )
 def test_nth_address(subnet: str, number: int, address: str) -> None:
@@ -34,10 +35,10 @@ def test_nth_address(subnet: str, number: int, address: str) -> None:
         ("10.213.0.0/24", -3, "no host address number -3;"),
         ("10.213.0.0/24", "21", "'21' is not a whole number"),
         ("10.213.0.0/24", True, "True is not a whole number"),
-        ("10.213.0.7/24", 21, "'10.213.0.7/24' is not an IPv4 subnet"),
-        ("fd00::/64", 21, "'fd00::/64' is not an IPv4 subnet"),
-        ("10.213.0.0", 21, "10.213.0.0 has no room for hosts; use a /29 or larger"),
-        (None, 21, "None is not an IPv4 subnet"),
+        ("10.213.0.7/24", 21, "'10.213.0.7/24' is not a subnet"),
+        ("fd00::/64", 1, "no host address number 1; choose one from 2 to"),
+        ("10.213.0.0", 21, "10.213.0.0 has no room for hosts; use a larger one"),
+        (None, 21, "None is not a subnet"),
     ],
 )
 def test_nth_address_refuses(subnet: Any, number: Any, complaint: str) -> None:
@@ -69,3 +70,33 @@ def test_derived_subnet_of_a_single_24_is_that_24() -> None:
 def test_derived_subnet_refuses_a_network_without_room() -> None:
     with pytest.raises(AnsibleFilterError, match=r"192\.0\.2\.0/25 is smaller than the /24"):
         addresses.derived_subnet("any", "192.0.2.0/25")
+
+
+def test_derived_subnet_of_ipv6_is_a_64() -> None:
+    subnet = ipaddress.IPv6Network(addresses.derived_subnet("local", "fd00::/8"))
+    assert subnet.prefixlen == 64
+    assert subnet.subnet_of(ipaddress.IPv6Network("fd00::/8"))
+    assert addresses.derived_subnet("other", "fd00::/8") != str(subnet)
+
+
+def test_bridge_address() -> None:
+    assert addresses.bridge_address("10.213.0.0/24") == "10.213.0.1"
+    assert addresses.bridge_address("fd00:1::/64") == "fd00:1::1"
+
+
+SEGMENTS = {
+    "front": {"ipv4": "10.0.1.0/24", "ipv6": "fd00:1::/64"},
+    "back": {"ipv4": "10.0.2.0/24", "ipv6": "fd00:2::/64"},
+}
+
+
+def test_container_networks() -> None:
+    assert addresses.container_networks(["back", "front"], SEGMENTS, 21, "cellblock-x-") == [
+        {"name": "cellblock-x-back", "ipv4_address": "10.0.2.21", "ipv6_address": "fd00:2::15"},
+        {"name": "cellblock-x-front", "ipv4_address": "10.0.1.21", "ipv6_address": "fd00:1::15"},
+    ]
+
+
+def test_container_networks_refuses_an_unknown_network() -> None:
+    with pytest.raises(AnsibleFilterError, match="'side', which is none of the fleet's networks"):
+        addresses.container_networks(["front", "side"], SEGMENTS, 21, "x-")

@@ -1,0 +1,83 @@
+"""Filters that derive things from the declared flows (group_vars/all/flows.yml)."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+from cellblock_fleet import model, rules
+
+
+def _addresses(host: str, variables: Mapping[str, Any]) -> list[str]:
+    """The host's declared addresses, or what the name that Ansible connects to resolves to."""
+    if "cellblock_addresses" in variables:
+        return list(variables["cellblock_addresses"])
+    name = str(variables.get("ansible_host", host))
+    try:
+        return [str(ipaddress.ip_address(name))]
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError:
+        raise AnsibleFilterError(
+            f"{host}: its name {name!r} does not resolve on the controller; set"
+            " cellblock_addresses to the addresses that it has on the fleet's networks"
+        ) from None
+    return sorted({str(entry[4][0]) for entry in found if "%" not in str(entry[4][0])})
+
+
+def fleet_model(
+    flows: Sequence[Mapping[str, Any]],
+    services: Mapping[str, Any],
+    networks: Mapping[str, Any],
+    job_flows: Mapping[str, Any],
+    external: Mapping[str, Any],
+    groups: Mapping[str, Sequence[str]],
+    hostvars: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything declared as one plain dictionary, checked: what ``parse_fleet`` takes.
+
+    A host without ``cellblock_addresses`` has those that its ``ansible_host`` or name resolves to.
+    Raises AnsibleFilterError with the entry that is wrong.
+    """
+    data = {
+        "groups": {
+            name: list(hosts) for name, hosts in groups.items() if name not in ("all", "ungrouped")
+        },
+        "addresses": {host: _addresses(host, hostvars[host]) for host in groups["all"]},
+        "services": services,
+        "networks": networks,
+        "flows": flows,
+        "job_flows": job_flows,
+        "external": external,
+    }
+    _parsed(data)
+    return data
+
+
+def _parsed(data: Mapping[str, Any]) -> model.Fleet:
+    try:
+        return model.parse_fleet(data)
+    except model.FleetError as problem:
+        raise AnsibleFilterError(str(problem)) from None
+
+
+def host_rules(data: Mapping[str, Any], host: str) -> dict[str, Any]:
+    """The firewall rules of ``host`` as data (``cellblock_fleet.rules.host_rules``)."""
+    return rules.host_rules(_parsed(data), host)
+
+
+class FilterModule:
+    """Entry point for Ansible."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """The filters by name."""
+        return {
+            "cellblock_fleet_model": fleet_model,
+            "cellblock_host_rules": host_rules,
+        }

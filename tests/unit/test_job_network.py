@@ -1,0 +1,113 @@
+"""The jobs' network of a slave, as it follows from the declared flows."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, ip_network
+
+import pytest
+
+from cellblock_fleet.jobs import job_network, mac_address, slave_ranges
+from cellblock_fleet.model import Fleet, FleetError, parse_fleet
+
+RANGES = {"slave1": "10.0.0.128/26", "slave2": "10.0.0.192/26"}
+
+
+DECLARED = {
+    "groups": {
+        "databases": ["db"],
+        "cache_servers": ["cache"],
+        "worker_slaves": ["slave1", "slave2"],
+    },
+    "addresses": {
+        "db": ["203.0.113.12"],
+        "cache": ["10.0.0.14", "fd00::14"],
+        "slave1": ["10.0.0.21"],
+        "slave2": ["10.0.0.22"],
+    },
+    "services": {
+        "packages": {"groups": ["cache_servers"], "protocol": "tcp", "port": 3142, "jobs": True},
+        "dns": {"groups": ["cache_servers"], "protocol": "udp", "port": 53, "jobs": True},
+        "web": {"groups": [], "protocol": "tcp", "port": 80},
+    },
+    "job_flows": {
+        "none": [],
+        "internet": [
+            {"to": "cache_servers", "services": ["packages", "dns"]},
+            {"to": "internet", "services": ["web"]},
+        ],
+    },
+}
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    return parse_fleet({**DECLARED, "job_networks": RANGES})
+
+
+def test_ranges_do_not_depend_on_the_order_of_the_inventory() -> None:
+    assert slave_ranges("10.0.0.128/25", ["slave2", "slave1"], 16) == RANGES
+
+
+def test_ranges_of_many_slaves_do_not_overlap() -> None:
+    slaves = [f"s{number}" for number in range(5)]
+    ranges = [ip_network(r) for r in slave_ranges("10.1.0.0/24", slaves, 30).values()]
+    assert [r.prefixlen for r in ranges] == [27] * 5
+    assert len(set(ranges)) == 5
+
+
+def test_a_fleet_without_slaves_has_no_ranges() -> None:
+    assert slave_ranges("10.1.0.0/24", [], 30) == {}
+
+
+@pytest.mark.parametrize(
+    ("whole", "slots", "complaint"),
+    [
+        (
+            "10.0.0.128/25",
+            63,
+            "has too few addresses: 2 slaves get 64 each, of which 62 are for jobs",
+        ),
+        ("10.0.0.128/32", 1, "has too few addresses"),
+        ("10.0.0.1/25", 1, "is '10.0.0.1/25', which is no network"),
+        ("fd00::/64", 1, "write an IPv4 network"),
+    ],
+)
+def test_ranges_refused(whole: str, slots: int, complaint: str) -> None:
+    with pytest.raises(FleetError) as caught:
+        slave_ranges(whole, ["slave1", "slave2"], slots)
+    assert complaint in str(caught.value)
+
+
+def test_slots_have_addresses_of_their_own(fleet: Fleet) -> None:
+    first = job_network(fleet, "slave1", 62)["slots"]
+    second = job_network(fleet, "slave2", 62)["slots"]
+    assert first[0] == {"address": "10.0.0.129", "mac": "02:cb:00:00:00:81"}
+    assert first[-1]["address"] == "10.0.0.190"
+    assert len({slot["mac"] for slot in first + second}) == 124
+
+
+def test_mac_address() -> None:
+    assert mac_address(IPv4Address("10.213.7.200")) == "02:cb:00:d5:07:c8"
+
+
+def test_policies_follow_the_flows(fleet: Fleet) -> None:
+    network = job_network(fleet, "slave1", 4)
+    packages = {"to": ["10.0.0.14"], "protocol": "tcp", "ports": [3142]}
+    names = {"to": ["10.0.0.14"], "protocol": "udp", "ports": [53]}
+    assert network["policies"] == {
+        "none": {"allow": [], "internet": []},
+        "internet": {"allow": [packages, names], "internet": [{"protocol": "tcp", "ports": [80]}]},
+    }
+    assert network["resolvers"] == ["10.0.0.14"]
+
+
+def test_everything_private_and_everything_of_ours_is_denied(fleet: Fleet) -> None:
+    denied = [ip_network(cidr) for cidr in job_network(fleet, "slave1", 4)["denied"]]
+    for address in "10.0.0.14 10.0.0.130 10.0.0.200 169.254.169.254 192.168.1.1 198.18.0.9 203.0.113.12".split():
+        assert any(IPv4Address(address) in network for network in denied), address
+    assert not any(IPv4Address("198.51.100.10") in network for network in denied)
+
+
+def test_a_slave_without_a_range_is_refused() -> None:
+    with pytest.raises(FleetError, match="slave1: has no range of addresses for jobs"):
+        job_network(parse_fleet(DECLARED), "slave1", 4)
