@@ -316,7 +316,7 @@ def _painted(glyph: str, paint: Callable[[str, str], str]) -> str:
 
 # As a picture.
 
-_BOX, _ROW, _HEAD, _COLUMN_GAP, _GROUP_GAP, _CHARACTER = 11, 20, 120, 8, 16, 6.6
+_BOX, _ROW, _COLUMN_GAP, _GROUP_GAP, _CHARACTER = 11, 20, 8, 16, 6.6
 _PICTURE_WIDTH = 1180
 
 
@@ -326,18 +326,22 @@ def to_svg(report: Report) -> str:
     first = 12 + max([len(name) for name in matrix.vantages] + [4]) * _CHARACTER
     column = max(1, len(matrix.paths)) * (_BOX + 1) + _COLUMN_GAP
 
+    # The names of services stand at a slant above their columns.
+    longest = max([len(name) for group in matrix.groups for name in group.services] + [8])
+    head = 36 + longest * _CHARACTER * 0.82
+
     def width_of(group: _Group) -> float:
         return max(column * len(group.services), len(group.target) * _CHARACTER) + _GROUP_GAP
 
     parts: list[str] = []
     top, width = 10.0, 720.0
-    for block in matrix.blocks(_PICTURE_WIDTH - first - _HEAD / 2, width_of):
+    for block in matrix.blocks(_PICTURE_WIDTH - first - head * 0.6, width_of):
         left = first
         for group in block:
             parts.append(_svg_text(left, top + 12, group.target, "font-weight='bold'"))
             for number, service in enumerate(group.services):
                 x = left + number * column + 8
-                y = top + _HEAD - 6
+                y = top + head - 6
                 parts.append(_svg_text(x, y, service, f"transform='rotate(-55 {x:.0f} {y:.0f})'"))
                 for row, vantage in enumerate(matrix.vantages):
                     for place, (glyph, finding) in enumerate(
@@ -347,16 +351,16 @@ def to_svg(report: Report) -> str:
                             parts.append(
                                 _svg_box(
                                     left + number * column + place * (_BOX + 1),
-                                    top + _HEAD + row * _ROW,
+                                    top + head + row * _ROW,
                                     glyph,
                                     finding.sentence,
                                 )
                             )
             left += width_of(group)
         for row, vantage in enumerate(matrix.vantages):
-            parts.append(_svg_text(4, top + _HEAD + row * _ROW + 10, vantage))
-        width = max(width, left + _HEAD / 2)
-        top += _HEAD + len(matrix.vantages) * _ROW + 16
+            parts.append(_svg_text(4, top + head + row * _ROW + 10, vantage))
+        width = max(width, left + head * 0.6)
+        top += head + len(matrix.vantages) * _ROW + 16
     x = 4.0
     for glyph, text in _LEGEND:
         parts.append(_svg_box(x, top, glyph, text))

@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: isolation_report
 short_description: Compares who was found to reach whom with what is declared
-version_added: 0.2.0
+version_added: 0.1.0
 description:
   - Compares what M(cellblock.fleet.network_probe) saw on all hosts with the declared flows, prints the
     matrix to the terminal and writes it as C(isolation.json), C(isolation.html) and C(isolation.svg).

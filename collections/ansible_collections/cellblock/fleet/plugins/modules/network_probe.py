@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: network_probe
 short_description: Tries who can be reached from this host, and says how it is known
-version_added: 0.2.0
+version_added: 0.1.0
 description:
   - With O(state=probed), tries all O(targets) at the same time and returns what happened to each.
   - With O(state=listening), a process on the host answers probes for O(duration_s) on every port of
