@@ -65,15 +65,12 @@ def fleet_model(
     return data
 
 
-def _parsed(data: Mapping[str, Any]) -> model.Fleet:
-    if "problem" in data:
-        raise AnsibleFilterError(data["problem"])
-    return model.parse_fleet(data)
-
-
 def host_rules(data: Mapping[str, Any], host: str) -> dict[str, Any]:
     """The firewall rules of ``host`` as data (``cellblock_fleet.rules.host_rules``)."""
-    return rules.host_rules(_parsed(data), host)
+    try:
+        return rules.host_rules(model.parse_fleet(data), host)
+    except model.FleetError as problem:
+        raise AnsibleFilterError(str(problem)) from None
 
 
 class FilterModule:

@@ -178,8 +178,11 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
     ``data``: ``groups`` {group: [host]}, ``addresses`` {host: [IPv4 or IPv6 literal]}, ``services``
     {name: {groups, protocol, port, jobs}}, ``networks`` {name: [CIDR]}, ``flows`` [{from, to,
     services, purpose}], ``job_flows`` {policy: [{to, services}]}, ``external`` {name: {addresses,
-    services, owner}}, ``job_networks`` {slave: CIDR}, ``slaves_group``, ``outside_group``.
+    services, owner}}, ``job_networks`` {slave: CIDR}, ``slaves_group``, ``outside_group``. Or
+    only ``problem``: what was found wrong while that was put together.
     """
+    if "problem" in data:
+        raise FleetError(data["problem"])
     groups = {name: tuple(hosts) for name, hosts in data["groups"].items()}
     slaves = data.get("slaves_group", "worker_slaves")
     outside = data.get("outside_group", "outside")
