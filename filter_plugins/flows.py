@@ -65,12 +65,23 @@ def fleet_model(
     return data
 
 
-def host_rules(data: Mapping[str, Any], host: str) -> dict[str, Any]:
-    """The firewall rules of ``host`` as data (``cellblock_fleet.rules.host_rules``)."""
+def _derived(data: Mapping[str, Any], derive: Callable[[model.Fleet], Any]) -> Any:
     try:
-        return rules.host_rules(model.parse_fleet(data), host)
+        return derive(model.parse_fleet(data))
     except model.FleetError as problem:
         raise AnsibleFilterError(str(problem)) from None
+
+
+def host_rules(data: Mapping[str, Any], host: str) -> dict[str, Any]:
+    """The firewall rules of ``host`` as data (``cellblock_fleet.rules.host_rules``)."""
+    derived: dict[str, Any] = _derived(data, lambda fleet: rules.host_rules(fleet, host))
+    return derived
+
+
+def clients(data: Mapping[str, Any], service: str) -> list[str]:
+    """The addresses (CIDR) that may use ``service`` (``cellblock_fleet.rules.clients``)."""
+    derived: list[str] = _derived(data, lambda fleet: rules.clients(fleet, service))
+    return derived
 
 
 class FilterModule:
@@ -81,4 +92,5 @@ class FilterModule:
         return {
             "cellblock_fleet_model": fleet_model,
             "cellblock_host_rules": host_rules,
+            "cellblock_clients": clients,
         }

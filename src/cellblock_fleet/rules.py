@@ -50,6 +50,12 @@ def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
     }
 
 
+def clients(fleet: Fleet, service: str) -> list[str]:
+    """The addresses (CIDR) from which the flows let ``service`` be used: for the service's own list."""
+    peers = {flow.source for flow in fleet.flows if service in flow.services}
+    return _collapsed(ip_network(a) for peer in peers for a in _addresses(fleet, peer, ()))
+
+
 def _rules(fleet: Fleet, flow: Flow, peer: str, services: Iterable[str]) -> list[dict[str, Any]]:
     """One rule for each protocol of a flow."""
     everywhere = {"peer": ANY, "except": [NOT_THE_INTERNET]}

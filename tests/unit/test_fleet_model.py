@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cellblock_fleet.model import CONTROLLER, Fleet, FleetError, parse_fleet
-from cellblock_fleet.rules import host_rules
+from cellblock_fleet.rules import clients, host_rules
 
 DECLARED: dict[str, Any] = {
     "groups": {
@@ -300,3 +300,9 @@ def test_ranges_for_jobs_refused(ranges: dict[str, str], complaint: str) -> None
     with pytest.raises(FleetError) as caught:
         parse_fleet({**declared(), "job_networks": ranges})
     assert complaint in str(caught.value)
+
+
+def test_clients_of_a_service(fleet: Fleet) -> None:
+    assert clients(fleet, "postgresql") == ["10.0.0.15/32", "fd00::15/128"]
+    assert clients(fleet, "ssh") == ["10.0.0.1/32", "fd00::1/128"]
+    assert clients(fleet, "web")[0] == "10.0.0.15/32"
