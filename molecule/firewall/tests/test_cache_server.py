@@ -72,7 +72,8 @@ def slave(host: Any) -> Any:
 @pytest.fixture(scope="module")
 def cache(slave: Any) -> tuple[str, int]:
     """Address and port of the cache, as that host knows it."""
-    url = slave.check_output("head -n 1 /etc/cellblock/apt/debian.mirrors").split("/")[2]
+    url = slave.check_output("grep -m1 ^deb /etc/cellblock/apt/sources.list").split("//")[1]
+    url = url.split("/")[0]
     address, _, port = url.rpartition(":")
     return address, int(port)
 

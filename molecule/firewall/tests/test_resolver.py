@@ -89,7 +89,8 @@ def slave(host: Any) -> Any:
 @pytest.fixture(scope="module")
 def address(slave: Any) -> str:
     """The cache server's address, as the slave knows it."""
-    url = slave.check_output("head -n 1 /etc/cellblock/apt/debian.mirrors").split("/")[2]
+    url = slave.check_output("grep -m1 ^deb /etc/cellblock/apt/sources.list").split("//")[1]
+    url = url.split("/")[0]
     return str(url.rpartition(":")[0])
 
 
