@@ -195,9 +195,15 @@ def check(table: Any) -> dict[str, Upstream]:
             raise UpstreamError(f"{where}: write {{url: ..., kind: ...}}, and probe and links")
         if entry.get("kind") not in KINDS:
             raise UpstreamError(f"{where}.kind: is none of {', '.join(KINDS)}")
+        if not re.fullmatch(r"[A-Za-z0-9._~/+@-]*", str(entry.get("probe", ""))):
+            raise UpstreamError(f"{where}.probe: '{entry['probe']}' is no path below the address")
         links = entry.get("links", [])
         for link in links:
-            if set(link) != {"from", "to"} or link["to"] not in table:
+            if (
+                not isinstance(link, Mapping)
+                or set(link) != {"from", "to"}
+                or link["to"] not in table
+            ):
                 raise UpstreamError(f"{where}.links: write [{{from: ..., to: a prefix}}]")
             if not re.fullmatch(r"[A-Za-z0-9._~:/+@-]*/", link["from"]):
                 raise UpstreamError(f"{where}.links: '{link['from']}' is no beginning of a link")
