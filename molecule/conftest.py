@@ -16,7 +16,8 @@ from cellblock.limits import LIMITS
 from cellblock.units import parse_milliseconds
 
 ROOT = Path(__file__).resolve().parents[1]
-INVENTORIES = [ROOT / "inventory" / "local", ROOT / "molecule" / "inventory"]
+# Molecule says which fleet is being tested.
+INVENTORIES = os.environ.get("ANSIBLE_INVENTORY", str(ROOT / "inventory" / "local")).split(",")
 
 Record = dict[str, Any]
 

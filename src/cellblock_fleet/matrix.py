@@ -202,7 +202,9 @@ def usable(listening: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _everywhere(fleet: Fleet) -> tuple[str, ...]:
-    return (CONTROLLER, *(host.name for host in fleet.fleet_hosts()))
+    # The hosts that play the outside are tried from as well: no flow lets them in.
+    inventory = (host.name for host in fleet.hosts.values() if not host.external)
+    return (CONTROLLER, *inventory)
 
 
 def _service_cells(
@@ -485,8 +487,11 @@ def _forged(
     """Packets to ``target`` that claim the address of somebody who is let in.
 
     Only for what the target's listener can see: echo requests, and datagrams at ports that no
-    service has.
+    service has. Not from a host that plays the outside: what it sends is not filtered at its end,
+    and on a shared segment no other end can tell.
     """
+    if made.fleet.outside_group in made.fleet.hosts[vantage].groups:
+        return
     for service in made.fleet.services.values():
         if service.protocol == "tcp" or target not in made.fleet.serving(service.name):
             continue
