@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import socket
 import subprocess
@@ -76,8 +77,9 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 def container(host: Any) -> str:
     """The container that has the host's address."""
+    # Not checked: a container of somebody else may end in between.
     command = "docker inspect $(docker ps --quiet --filter label=org.cellblock.fleet)"
-    shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     for found in json.loads(shown.stdout):
         networks = found["NetworkSettings"]["Networks"].values()
         if address(host) in [network["IPAddress"] for network in networks]:
@@ -344,38 +346,46 @@ def test_a_connection_that_new_rules_forbid_ends_at_both_ends(host: Any, listene
         wait_for(lambda: not host.run(established).stdout, 4, "the host has closed it")
 
 
+def cut_off_for(host: Any, since: str) -> float:
+    """Seconds from the loading of rules on trial to their rollback."""
+    times = [
+        int(journal(host, event, since)[-1]["__REALTIME_TIMESTAMP"]) / 1e6
+        for event in ("firewall_pending", "firewall_rolled_back")
+    ]
+    return times[1] - times[0]
+
+
 def test_rules_without_ssh_roll_back_and_the_play_says_so(host: Any, playbook: Playbook) -> None:
-    before = listing(host)
+    before, since = listing(host), now(host)
     assert reached(address(host), port=22)
-    started = time.monotonic()
     done = playbook(LOCKOUT, "-e", "lockout_host=slave1")
-    took = time.monotonic() - started
-    print(f"the play took {took:.1f} s")
     assert done.returncode == 2
     words = " ".join(done.stdout.split())
     assert "The new rules cut off Ansible" in words
-    assert "slave1 answers and is back on its earlier rules" in words
-    assert took < 30 + 15
+    said = re.search(r"slave1 answers and is back on its earlier rules, (\d+) s after", words)
+    assert said, words
+    print(f"cut off for {cut_off_for(host, since):.1f} s, the play knew after {said[1]} s")
+    assert cut_off_for(host, since) < 30
+    # It tries until the rollback; an attempt takes up to ten seconds.
+    assert int(said[1]) < 30 + 15
     assert reached(address(host), port=22)
     assert listing(host) == before
 
 
-def test_the_host_is_cut_off_for_less_than_thirty_seconds(
+def test_a_killed_play_leads_to_the_same_rollback(
     host: Any, start_playbook: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
-    target = address(host)
+    target, since = address(host), now(host)
     play = start_playbook(LOCKOUT, "-e", "lockout_host=slave1")
     try:
-        wait_for(lambda: not reached(target, 0.3, 22), 15, "the rules without ssh are loaded")
-        closed = time.monotonic()
-        # As a play that is killed leaves it: nobody is there to roll back but the host.
-        play.kill()
-        wait_for(lambda: reached(target, 0.3, 22), 31, "ssh is admitted again")
-        print(f"ssh was cut off for {time.monotonic() - closed:.1f} s")
-        assert time.monotonic() - closed < 30
+        wait_for(lambda: not reached(target, 0.5, 22), 90, "the rules without ssh are loaded")
     finally:
+        # Nobody is there to roll back but the host.
         play.kill()
         play.wait()
+    wait_for(lambda: reached(target, 0.5, 22), 45, "ssh is admitted again")
+    print(f"cut off for {cut_off_for(host, since):.1f} s")
+    assert cut_off_for(host, since) < 30
 
 
 # --- Boot -----------------------------------------------------------------------------------------
@@ -456,7 +466,7 @@ def test_a_forged_source_does_not_leave(host: Any) -> None:
 
 # --- Bad input ------------------------------------------------------------------------------------
 
-GOOD = "table inet cellblock { chain input { type filter hook input priority 0; } }"
+GOOD = "table inet cellblock {\nchain input {\ntype filter hook input priority 0;\n}\n}\n"
 
 
 @pytest.mark.parametrize(
@@ -465,14 +475,14 @@ GOOD = "table inet cellblock { chain input { type filter hook input priority 0; 
         ("flush ruleset\n" + GOOD, 3, ["flush ruleset", "other programs' tables"]),
         ("table inet other { }", 3, ["table inet other", "touch nothing else"]),
         (GOOD + "\nadd table inet other", 3, ["goes on", "add table inet other"]),
-        (GOOD.replace("chain input", "chian input"), 3, ["line 1", "chian"]),
+        (GOOD.replace("chain input", "chian input"), 3, ["line 2", "chian"]),
         ('include "/etc/nftables.conf"\n' + GOOD, 3, ["include"]),
         ("", 3, ["empty"]),
         # tproxy is for another hook: to the kernel as unknown as what it lacks.
         (
-            GOOD.replace("0; }", "0; meta l4proto tcp tproxy to :1; }"),
+            GOOD.replace("0;", "0;\nmeta l4proto tcp tproxy to :1"),
             4,
-            ["kernel refuses line 1", "Operation not supported", "modules"],
+            ["kernel refuses line 4", "Operation not supported", "modules"],
         ),
     ],
 )
