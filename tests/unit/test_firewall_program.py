@@ -88,7 +88,11 @@ def test_texts_that_are_refused(program: Any, text: str, words: list[str]) -> No
 @pytest.mark.parametrize(
     ("message", "status", "words"),
     [
-        ("/dev/stdin:3:2-5: Error: syntax error, unexpected string\n\tx y\n", 3, ["line 2 ", "b c", "syntax"]),
+        (
+            "/dev/stdin:3:2-5: Error: syntax error, unexpected string\n\tx y\n",
+            3,
+            ["line 2 ", "b c", "syntax"],
+        ),
         (
             "/dev/stdin:2:1-9: Error: Could not process rule: Operation not supported\n",
             4,
@@ -117,7 +121,7 @@ LISTING = """table inet cellblock {
 		type ipv4_addr
 		flags interval
 		elements = { 10.0.0.1, 10.0.0.3-10.0.0.9,
-			     10.1.0.0/16 }
+				10.1.0.0/16 }
 	}
 
 	chain input {
@@ -185,9 +189,17 @@ WEB = "\t\ttcp dport 80 accept\n"
             ["chain input: type filter hook input priority filter - 10; policy accept;"],
         ),
         (LISTING.replace("10.0.0.1,", ""), ["set masters_v4: element 10.0.0.1"], []),
-        (LISTING.replace("10.0.0.1,", "10.0.0.1, 1.1.1.1,"), [], ["set masters_v4: element 1.1.1.1"]),
+        (
+            LISTING.replace("10.0.0.1,", "10.0.0.1, 1.1.1.1,"),
+            [],
+            ["set masters_v4: element 1.1.1.1"],
+        ),
         (LISTING.replace("\tchain empty {\n\t}\n", ""), ["chain empty: the whole chain empty"], []),
-        (LISTING.replace("chain empty {", "chain other {\n\t}\n\tchain empty {"), [], ["chain other: (empty)"]),
+        (
+            LISTING.replace("chain empty {", "chain other {\n\t}\n\tchain empty {"),
+            [],
+            ["chain other: (empty)"],
+        ),
         (
             LISTING.replace("cellblock {", "cellblock {\n\tflags dormant\n", 1),
             ["table inet cellblock: being without 'flags dormant'"],
@@ -242,7 +254,9 @@ class Host:
         self.broken: set[str] = set()
         monkeypatch.setattr(program, "run", self.run)
         monkeypatch.setattr(program, "program", lambda name, package: name)
-        monkeypatch.setattr(program, "tell", lambda event, *args, **kwargs: self.events.append(event))
+        monkeypatch.setattr(
+            program, "tell", lambda event, *args, **kwargs: self.events.append(event)
+        )
         self.prelude = program.PRELUDE
         self.events: list[str] = []
 
@@ -273,7 +287,9 @@ class Host:
             for part in command
             if part.startswith("--unit=")
         ]
-        stopped = [c[2].removesuffix(".timer") for c in self.commands if c[:2] == ["systemctl", "stop"]]
+        stopped = [
+            c[2].removesuffix(".timer") for c in self.commands if c[:2] == ["systemctl", "stop"]
+        ]
         return [unit for unit in started if unit not in stopped]
 
 
@@ -401,6 +417,14 @@ def test_guard_repairs_reports_once_and_keeps_a_trial(program: Any, host: Host) 
     loads = [c for c in host.commands if c[0] == "nft" and "-f" in c]
     guard.look()
     assert loads == [c for c in host.commands if c[0] == "nft" and "-f" in c]
+
+
+def test_without_controllers_those_before_keep_ssh(program: Any, host: Host) -> None:
+    start(program)
+    program.confirm(TOKEN)
+    program.apply(OTHER, None, 22, 30, 0, "b" * 16)
+    program.confirm("b" * 16)
+    assert json.loads(program.read(program.PATHS.lifeline))["controllers"] == ["192.0.2.1"]
 
 
 def test_guard_does_nothing_where_nothing_was_loaded(program: Any, host: Host) -> None:

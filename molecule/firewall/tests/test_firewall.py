@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import socket
 import subprocess
@@ -21,9 +22,9 @@ Playbook = Callable[..., Any]
 PORT = 9999  # no flow opens it
 PROGRAM = "/usr/local/sbin/cellblock-firewall"
 RULES = "/etc/cellblock/firewall.nft"
-# The pause: a connection opened while there is no table is unknown to connection tracking, and hangs
-# until its client speaks.
-DELETE_TABLE = "nft delete table inet cellblock; sleep 0.7"
+# Not over ssh: a connection that is opened while there is no table is unknown to connection
+# tracking, and may hang until its client speaks.
+DELETE_TABLE = "nft delete table inet cellblock; sleep 0.5"
 LOCKOUT = "../molecule/firewall/lockout.yml"
 
 # Two rules for a flow that is not declared: from everybody to PORT.
@@ -74,6 +75,28 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
     pytest.fail(f"not within {seconds} s: {what}")
 
 
+def container(host: Any) -> str:
+    """The container that has the host's address."""
+    # Not checked: a container of somebody else may end in between.
+    command = "docker inspect $(docker ps --quiet --filter label=org.cellblock.fleet)"
+    shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    for found in json.loads(shown.stdout):
+        networks = found["NetworkSettings"]["Networks"].values()
+        if address(host) in [network["IPAddress"] for network in networks]:
+            return str(found["Name"].lstrip("/"))
+    raise AssertionError(f"no container has the address {address(host)}")
+
+
+def inside(host: Any, command: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in the host without the network."""
+    return subprocess.run(
+        ["docker", "exec", container(host), "sh", "-c", command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.fixture(autouse=True)
 def intact(host: Any) -> Iterator[None]:
     """Every test begins and ends with the confirmed rules, and nothing else, in the kernel."""
@@ -83,7 +106,7 @@ def intact(host: Any) -> Iterator[None]:
     host.run(f"{PROGRAM} rollback")
     host.run("nft delete table inet foreign")
     # The guard leaves what was added; without the table it makes the whole anew.
-    host.run(DELETE_TABLE)
+    inside(host, DELETE_TABLE)
     wait_for(lambda: host.run(f"{PROGRAM} status").rc == 0, 5, "the table is as confirmed")
 
 
@@ -129,7 +152,7 @@ def test_flush_ruleset_is_repaired_within_two_seconds(host: Any, listener: str) 
     before, since = listing(host), now(host)
 
     attempts: list[tuple[float, socket.socket]] = []
-    flush = threading.Thread(target=host.check_output, args=("nft flush ruleset",))
+    flush = threading.Thread(target=inside, args=(host, "nft flush ruleset"))
     flush.start()
     started = time.monotonic()
     last_open = None
@@ -188,7 +211,9 @@ def test_a_rule_added_by_hand_is_reported_once_and_kept(host: Any, listener: str
     host.check_output("nft add chain inet cellblock other && nft delete chain inet cellblock other")
     time.sleep(1)
     events = journal(host, "firewall_foreign_rule", since)
-    rules = [event["CELLBLOCK_RULE"] for event in events if event["CELLBLOCK_OBJECT"] != "chain other"]
+    rules = [
+        event["CELLBLOCK_RULE"] for event in events if event["CELLBLOCK_OBJECT"] != "chain other"
+    ]
     assert sorted(str(PORT) in rule for rule in rules) == [True, True]
     assert journal(host, "firewall_repaired", since) == []
 
@@ -202,16 +227,18 @@ def test_the_role_takes_away_what_was_added_and_shows_it(host: Any, playbook: Pl
 
 def test_the_guard_comes_back_and_does_its_work(host: Any) -> None:
     before = listing(host)
-    host.check_output(
+    done = inside(
+        host,
         "kill -9 $(systemctl show -p MainPID --value cellblock-firewall-guard) && "
-        "nft delete table inet cellblock; sleep 2; nft list table inet cellblock"
+        "nft delete table inet cellblock && sleep 2 && nft list table inet cellblock",
     )
+    assert done.returncode == 0, done.stderr
     assert listing(host) == before
 
 
 def test_the_guard_does_not_answer_itself(host: Any) -> None:
     since = now(host)
-    host.check_output(DELETE_TABLE)
+    assert inside(host, DELETE_TABLE).returncode == 0
     time.sleep(3)
     assert len(journal(host, "firewall_repaired", since)) == 1
 
@@ -223,6 +250,17 @@ def test_the_guard_has_one_capability_and_little_memory(host: Any) -> None:
     assert int(fields["CapBnd"], 16) == int(fields["CapEff"], 16) == 1 << 12  # CAP_NET_ADMIN
     assert fields["NoNewPrivs"] == "1"
     assert int(fields["VmRSS"].split()[0]) < 40_000
+
+
+def test_allowed_connections_outlive_repairs(host: Any) -> None:
+    with socket.create_connection((address(host), 22), 3) as held:
+        held.settimeout(3)
+        assert held.recv(200).startswith(b"SSH-2.0")
+        for _ in range(5):
+            assert inside(host, DELETE_TABLE).returncode == 0
+        # sshd answers this with a message of its own before it closes.
+        held.send(b"nonsense\r\n")
+        assert held.recv(200)
 
 
 # --- Others' tables -------------------------------------------------------------------------------
@@ -248,14 +286,12 @@ def test_other_tables_are_left_alone(host: Any, playbook: Playbook) -> None:
     try_rules(host, 20)
     host.check_output(f"{PROGRAM} confirm")
     try_rules(host, 20, opened=False)
-    host.check_output(DELETE_TABLE)
+    assert inside(host, DELETE_TABLE).returncode == 0
     wait_for(lambda: host.run("nft list table inet cellblock").rc == 0, 2, "the table is back")
     host.check_output(f"{PROGRAM} rollback")
     assert others() == before
     # Back to what was confirmed in the beginning.
-    host.check_output(
-        f"sed '/port {PORT} ct/d' {RULES} | {PROGRAM} apply && {PROGRAM} confirm"
-    )
+    host.check_output(f"sed '/port {PORT} ct/d' {RULES} | {PROGRAM} apply && {PROGRAM} confirm")
 
 
 # --- Trial ----------------------------------------------------------------------------------------
@@ -269,7 +305,7 @@ def test_an_unconfirmed_set_rolls_back_by_itself(host: Any, listener: str) -> No
     assert status(host)["state"] == "pending"
     assert reached(listener)
     # The guard keeps what is on trial as well.
-    host.check_output(DELETE_TABLE)
+    assert inside(host, DELETE_TABLE).returncode == 0
     wait_for(lambda: reached(listener), 2, "the trial's rules are back")
     wait_for(lambda: listing(host) == before, 6, "the earlier rules are back")
     assert 2 < time.monotonic() - started < 6
@@ -292,8 +328,6 @@ def test_a_connection_that_new_rules_forbid_ends_at_both_ends(host: Any, listene
     try_rules(host, 20)
     with socket.create_connection((listener, PORT), 2) as held:
         assert held.recv(10) == b"hello"
-        established = f"ss -Htn state established sport = :{PORT}"
-        assert host.check_output(established)
         host.check_output(f"{PROGRAM} rollback")
         held.settimeout(3)
         started = time.monotonic()
@@ -304,80 +338,70 @@ def test_a_connection_that_new_rules_forbid_ends_at_both_ends(host: Any, listene
     # The other end learns of it when it sends.
     try_rules(host, 20)
     host.check_output("systemctl kill --signal=STOP test-listener")
-    with socket.create_connection((listener, PORT), 2):
+    with socket.create_connection((listener, PORT), 2) as held:
+        established = f"ss -Htn state established dport = :{held.getsockname()[1]}"
+        assert host.check_output(established)
         host.check_output(f"{PROGRAM} rollback")
         host.check_output("systemctl kill --signal=CONT test-listener")
         wait_for(lambda: not host.run(established).stdout, 4, "the host has closed it")
 
 
+def cut_off_for(host: Any, since: str) -> float:
+    """Seconds from the loading of rules on trial to their rollback."""
+    times = [
+        int(journal(host, event, since)[-1]["__REALTIME_TIMESTAMP"]) / 1e6
+        for event in ("firewall_pending", "firewall_rolled_back")
+    ]
+    return times[1] - times[0]
+
+
 def test_rules_without_ssh_roll_back_and_the_play_says_so(host: Any, playbook: Playbook) -> None:
-    before = listing(host)
+    before, since = listing(host), now(host)
     assert reached(address(host), port=22)
-    started = time.monotonic()
     done = playbook(LOCKOUT, "-e", "lockout_host=slave1")
-    took = time.monotonic() - started
-    print(f"the play took {took:.1f} s")
     assert done.returncode == 2
     words = " ".join(done.stdout.split())
     assert "The new rules cut off Ansible" in words
-    assert "slave1 answers and is back on its earlier rules" in words
-    assert took < 30 + 15
+    said = re.search(r"slave1 answers and is back on its earlier rules, (\d+) s after", words)
+    assert said, words
+    print(f"cut off for {cut_off_for(host, since):.1f} s, the play knew after {said[1]} s")
+    assert cut_off_for(host, since) < 30
+    # It tries until the rollback; an attempt takes up to ten seconds.
+    assert int(said[1]) < 30 + 15
     assert reached(address(host), port=22)
     assert listing(host) == before
 
 
-def test_the_host_is_cut_off_for_less_than_thirty_seconds(
+def test_a_killed_play_leads_to_the_same_rollback(
     host: Any, start_playbook: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
-    target = address(host)
+    target, since = address(host), now(host)
     play = start_playbook(LOCKOUT, "-e", "lockout_host=slave1")
     try:
-        wait_for(lambda: not reached(target, 0.3, 22), 15, "the rules without ssh are loaded")
-        closed = time.monotonic()
-        # As a play that is killed leaves it: nobody is there to roll back but the host.
-        play.kill()
-        wait_for(lambda: reached(target, 0.3, 22), 31, "ssh is admitted again")
-        print(f"ssh was cut off for {time.monotonic() - closed:.1f} s")
-        assert time.monotonic() - closed < 30
+        wait_for(lambda: not reached(target, 0.5, 22), 90, "the rules without ssh are loaded")
     finally:
+        # Nobody is there to roll back but the host.
         play.kill()
         play.wait()
+    wait_for(lambda: reached(target, 0.5, 22), 45, "ssh is admitted again")
+    print(f"cut off for {cut_off_for(host, since):.1f} s")
+    assert cut_off_for(host, since) < 30
 
 
 # --- Boot -----------------------------------------------------------------------------------------
 
 
-def container(host: Any) -> str:
-    """The container that has the host's address."""
-    command = "docker inspect $(docker ps --quiet --filter label=org.cellblock.fleet)"
-    shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
-    for found in json.loads(shown.stdout):
-        networks = found["NetworkSettings"]["Networks"].values()
-        if address(host) in [network["IPAddress"] for network in networks]:
-            return str(found["Name"].lstrip("/"))
-    raise AssertionError(f"no container has the address {address(host)}")
-
-
 def test_the_rules_survive_a_restart_of_the_host(host: Any) -> None:
     before, target = listing(host), address(host)
-    name = container(host)
-    subprocess.run(["docker", "restart", name], check=True, capture_output=True)
-
-    def inside(*command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["docker", "exec", name, *command], capture_output=True, text=True, check=False
-        )
-
-    wait_for(lambda: inside(PROGRAM, "status").returncode == 0, 30, "the rules are loaded")
-    assert inside("nft", "-s", "list", "table", "inet", "cellblock").stdout.strip() == before.strip()
-    assert inside("cat", "/run/cellblock-firewall/state").stdout == "loaded\n"
+    subprocess.run(["docker", "restart", container(host)], check=True, capture_output=True)
+    wait_for(lambda: inside(host, f"{PROGRAM} status").returncode == 0, 30, "the rules are loaded")
+    shown = inside(host, "nft -s list table inet cellblock; cat /run/cellblock-firewall/state")
+    assert shown.stdout.strip() == f"{before.strip()}\nloaded"
+    active = "systemctl is-active cellblock-firewall-guard"
+    wait_for(lambda: inside(host, active).returncode == 0, 10, "the guard runs")
     wait_for(lambda: reached(target, 1, 22), 30, "ssh answers")
-    wait_for(
-        lambda: inside("systemctl", "is-active", "cellblock-firewall-guard").returncode == 0,
-        10,
-        "the guard runs",
-    )
-    wait_for(lambda: host.run("true").rc == 0, 30, "Ansible reaches the host")
+    wait_for(lambda: inside(host, "test ! -e /run/nologin").returncode == 0, 30, "it has booted")
+    assert host.run("true").rc == 0
 
 
 def test_the_rules_are_loaded_before_the_network(host: Any) -> None:
@@ -395,25 +419,31 @@ def test_the_rules_are_loaded_before_the_network(host: Any) -> None:
 def test_confirmed_rules_that_do_not_load_leave_ssh_from_the_controllers(
     host: Any, listener: str
 ) -> None:
-    target = address(host)
-    host.check_output(f"systemctl stop cellblock-firewall-guard && cp -p {RULES} /tmp/rules")
+    stopped = inside(
+        host,
+        f"systemctl stop cellblock-firewall-guard && cp -p {RULES} /tmp/rules && "
+        f"echo broken >> {RULES} && nft delete table inet cellblock && "
+        "rm -rf /run/cellblock-firewall/*",
+    )
     try:
-        host.check_output(
-            f"echo broken >> {RULES} && nft delete table inet cellblock && "
-            "rm -rf /run/cellblock-firewall/*"
-        )
-        assert reached(target)  # control: now there are no rules
-        assert host.run("systemctl restart cellblock-firewall").rc != 0
-        assert host.check_output("systemctl is-failed cellblock-firewall") == "failed"
-        assert status(host)["state"] == "fallback"
-        assert not reached(target)
-        assert reached(target, port=22)
-        assert "did not load" in host.check_output("journalctl -t cellblock-firewall -p crit -n 1")
+        assert stopped.returncode == 0, stopped.stderr
+        assert reached(listener)  # control: now there are no rules
+        assert inside(host, "systemctl restart cellblock-firewall").returncode != 0
+        assert inside(host, "systemctl is-failed cellblock-firewall").stdout == "failed\n"
+        assert json.loads(inside(host, f"{PROGRAM} status --json").stdout)["state"] == "fallback"
+        assert not reached(listener)
+        assert reached(listener, port=22)
+        told = inside(
+            host, "journalctl --sync; journalctl -t cellblock-firewall -p crit -n 1"
+        ).stdout
+        assert "did not load" in told
     finally:
-        host.check_output(
+        back = inside(
+            host,
             f"mv /tmp/rules {RULES} && systemctl restart cellblock-firewall && "
-            "systemctl start cellblock-firewall-guard"
+            "systemctl start cellblock-firewall-guard",
         )
+        assert back.returncode == 0, back.stderr
 
 
 # --- What the rules do ----------------------------------------------------------------------------
@@ -436,7 +466,7 @@ def test_a_forged_source_does_not_leave(host: Any) -> None:
 
 # --- Bad input ------------------------------------------------------------------------------------
 
-GOOD = "table inet cellblock { chain input { type filter hook input priority 0; } }"
+GOOD = "table inet cellblock {\nchain input {\ntype filter hook input priority 0;\n}\n}\n"
 
 
 @pytest.mark.parametrize(
@@ -445,9 +475,15 @@ GOOD = "table inet cellblock { chain input { type filter hook input priority 0; 
         ("flush ruleset\n" + GOOD, 3, ["flush ruleset", "other programs' tables"]),
         ("table inet other { }", 3, ["table inet other", "touch nothing else"]),
         (GOOD + "\nadd table inet other", 3, ["goes on", "add table inet other"]),
-        (GOOD.replace("chain input", "chian input"), 3, ["line 1", "chian"]),
+        (GOOD.replace("chain input", "chian input"), 3, ["line 2", "chian"]),
         ('include "/etc/nftables.conf"\n' + GOOD, 3, ["include"]),
         ("", 3, ["empty"]),
+        # tproxy is for another hook: to the kernel as unknown as what it lacks.
+        (
+            GOOD.replace("0;", "0;\nmeta l4proto tcp tproxy to :1"),
+            4,
+            ["kernel refuses line 4", "Operation not supported", "modules"],
+        ),
     ],
 )
 def test_rules_that_are_refused(host: Any, rules: str, code: int, words: list[str]) -> None:

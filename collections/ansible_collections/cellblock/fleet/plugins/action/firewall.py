@@ -169,7 +169,9 @@ class ActionModule(ActionBase):
         back = {
             "none": "has no rules again, as before",
             "loaded": "is back on its earlier rules",
-        }.get(seen["state"], "admits only ssh from the controllers, because the earlier rules failed")
+        }.get(
+            seen["state"], "admits only ssh from the controllers, because the earlier rules failed"
+        )
         took = time.monotonic() - started
         return {
             **failed,

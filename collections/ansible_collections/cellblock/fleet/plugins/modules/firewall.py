@@ -131,6 +131,7 @@ confirmed_after_s:
   type: float
 """
 
+import contextlib  # noqa: E402
 import hashlib  # noqa: E402
 import ipaddress  # noqa: E402
 import json  # noqa: E402
@@ -147,7 +148,6 @@ UNITS = ["cellblock-firewall.service", "cellblock-firewall-guard.service"]
 GUARD = UNITS[1]
 # The answer to "load them" must be with the controller before the rules can cut its connection.
 LOAD_AFTER_S = 1
-NOT_LOADED_YET = 8
 
 
 class FirewallError(Exception):
@@ -244,9 +244,9 @@ class Firewall:
         code, out, err = self.module.run_command(command, data=data, binary_data=True)
         return code, out, err
 
-    def program(self, *arguments: str, data: str | None = None, path: str = PROGRAM) -> str:
+    def program(self, *arguments: str, data: str | None = None, path: str = "") -> str:
         """What the program prints; its sentence becomes ours."""
-        code, out, err = self.run([path, *arguments], data)
+        code, out, err = self.run([path or PROGRAM, *arguments], data)
         if code != 0:
             raise FirewallError(err.strip().replace("cellblock-firewall: ", "") or out.strip())
         return out
@@ -341,7 +341,9 @@ class Firewall:
         load = False
         if confirmed != rules:
             load = True
-            self.reasons.append("there are no rules yet" if confirmed is None else "the rules differ")
+            self.reasons.append(
+                "there are no rules yet" if confirmed is None else "the rules differ"
+            )
             self.show(CONFIRMED, confirmed or "", rules)
         elif status["state"] != "loaded" or status["sha256"] != digest:
             load = True
@@ -380,12 +382,10 @@ class Firewall:
             )
         else:
             self.start_units(restart_guard=bool(files))
-        # Whether the guard runs another version than is now installed.
         return {
             "changed": True,
             "connection": ssh_connection(),
             "load_after_s": LOAD_AFTER_S,
-            "files_changed": bool(files),
         }
 
     def look(self) -> dict[str, Any]:
@@ -464,11 +464,9 @@ class Firewall:
                     os.unlink(path)
             self.systemctl("daemon-reload")
             self.run(["systemctl", "reset-failed", *UNITS])
-            try:
+            with contextlib.suppress(OSError):
                 # Ours alone or shared with other roles, whose files are still in it then.
                 os.rmdir("/etc/cellblock")
-            except OSError:
-                pass
         return {
             "changed": bool(before),
             "reasons": [f"{name} is there" for name in before],
