@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-testinfra_hosts = ["ansible://localhost"]
+testinfra_hosts = ["ansible://master1"]
 
 Playbook = Callable[..., CompletedProcess[str]]
 
