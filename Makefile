@@ -25,11 +25,12 @@ setup: ## Get what the other targets need: system packages, .venv, collections
 	@$(STEP) setup scripts/setup
 
 .PHONY: up
-up: setup ## Start the local fleet, provision it and run two example jobs (FLEET=name)
+up: setup ## Start the local fleet, provision it, run two jobs, prove who reaches whom (FLEET=name)
 	@$(STEP) "create the fleet" ansible-playbook playbooks/local-fleet-create.yml
 	@$(STEP) "provision the hosts" ansible-playbook playbooks/site.yml
 	@$(STEP) "run example jobs" ansible-playbook playbooks/run-job.yml \
 	    -e '{"job": ["jobs/hello-c.yml", "jobs/hello-python.yml"]}'
+	@$(STEP) "verify the isolation" ansible-playbook playbooks/verify-isolation.yml
 	@scripts/next-steps
 
 .PHONY: down

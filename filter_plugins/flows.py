@@ -42,7 +42,7 @@ def fleet_model(
 ) -> dict[str, Any]:
     """Everything declared as one plain dictionary, checked: what ``parse_fleet`` takes.
 
-    A host without ``cellblock_addresses`` has those that its ``ansible_host`` or name resolves to.
+    Hosts are those that are in some group. One without ``cellblock_addresses`` has those that its ``ansible_host`` or name resolves to.
     Where something is wrong, the dictionary has but one key: ``problem``, the sentence that says
     what. So a playbook can say it first of all; filters that take the dictionary refuse it.
     """
@@ -58,7 +58,10 @@ def fleet_model(
         "external": external,
     }
     try:
-        data["addresses"] = {host: _addresses(host, hostvars[host]) for host in groups["all"]}
+        members = {host for hosts in data["groups"].values() for host in hosts}
+        data["addresses"] = {
+            host: _addresses(host, hostvars[host]) for host in groups["all"] if host in members
+        }
         model.parse_fleet(data)
     except model.FleetError as problem:
         return {"problem": str(problem)}
