@@ -303,7 +303,7 @@ class _StageRun:
         cancelled: Callable[[], bool],
     ) -> None:
         self._network = network
-        self._network_check_at = 0.0
+        self._network_check_at = time.monotonic() + _NETWORK_CHECK_S
         self._stage = stage
         self._environment = environment
         self._jail = jail

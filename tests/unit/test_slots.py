@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import segment as lab
 
 from cellblock.errors import HostSetupError
 from cellblock.job import parse_job
@@ -22,10 +22,6 @@ from cellblock.netlink import Netlink, inside, new_namespace
 from cellblock.network import INTERFACE, Access, NetworkConfig
 from cellblock.nft import Nft
 from cellblock.slots import Slot, SlotPool
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
-
-import segment as lab  # noqa: E402
 
 
 def _obstacle() -> str:
