@@ -51,9 +51,21 @@ first sees ENOSPC.
 
 ## Network
 
-The policy is the stage's `network`: `none`, `cache`, `internet` or `allow`. A host without job networks
-enforces `none` only and refuses the others; it is never silently weaker. With `none` the jail has a
-network namespace of its own with nothing but a loopback interface.
+The policy is the stage's `network`: `none`, `cache`, `internet` or `allow`; [jobs](jobs.md#network) has
+what each reaches. A host without job networks enforces `none` only and refuses the others; it is never
+silently weaker. With `none` the jail has a network namespace of its own with nothing but a loopback
+interface, and the network limits have nothing to act on.
+
+A stage with another policy has a network slot to itself: a namespace that the host made, with one
+interface, one IPv4 address and the filter that enforces the policy and these limits. The job has no power
+over it: its user namespace owns neither the interface nor the rules.
+
+- Bytes are those of IP packets, as the filter sees them. Segments that the kernel handles as one packet
+  count with one header, so that a bulk transfer counts about as much as its payload.
+- `network_bytes_per_second` is a token bucket of one second: after a pause, one second's worth may pass at
+  once. From then on, TCP and UDP in both directions were seen within 3 % of it.
+- A connection that is beyond `network_connections`, or that the policy forbids, is refused at once (the
+  program sees EHOSTUNREACH or EPERM). One that was closed milliseconds ago may still count.
 """
 
 FLOWS_HEAD = """\

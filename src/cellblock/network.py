@@ -263,7 +263,9 @@ def _resolv_conf(resolvers: Sequence[IPv4Address]) -> str:
 def closed_rules(config: NetworkConfig, slot: int) -> str:
     """The slot's tables before it has a policy: nothing gets in or out.
 
-    All that does not depend on the stage is here, so that :func:`open_rules` has little to add.
+    All that does not depend on the stage is here, so that :func:`open_rules` has little to add. What
+    opens a connection goes through ``allowed`` and ``opening``, every packet of it through
+    ``outgoing`` or ``incoming``; a slot's policy never changes, so what was opened stays allowed.
     The table netdev sees what the other does not: frames of packet sockets, and ARP.
     """
     address = config.address(slot)
@@ -283,6 +285,8 @@ table inet cellblock {{
     }}
     chain allowed {{
     }}
+    chain opening {{
+    }}
     chain outgoing {{
     }}
     chain incoming {{
@@ -290,6 +294,7 @@ table inet cellblock {{
     chain output {{
         type filter hook output priority filter; policy drop;
         oif "lo" accept
+        ct state established goto outgoing
         ip saddr != {address} counter name refused drop
         ip saddr {address} jump allowed
         counter name refused reject with icmpx admin-prohibited
@@ -297,7 +302,6 @@ table inet cellblock {{
     chain input {{
         type filter hook input priority filter; policy drop;
         iif "lo" accept
-        ip daddr != {address} drop
         ct state established ct direction reply goto incoming
         ct state related icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} accept
     }}
@@ -308,9 +312,8 @@ table inet cellblock {{
 table netdev cellblock {{
     chain egress {{
         type filter hook egress device "{INTERFACE}" priority filter; policy drop;
-        ether saddr != {mac} drop
-        ether type ip ip saddr {address} accept
-        ether type arp arp saddr ether {mac} arp saddr ip {address} accept
+        ether saddr {mac} ip saddr {address} accept
+        ether saddr {mac} ether type arp arp saddr ether {mac} arp saddr ip {address} accept
     }}
 }}
 """
@@ -319,7 +322,7 @@ table netdev cellblock {{
 def open_rules(access: Access, constraints: StageConstraints) -> str:
     """What opens a closed slot for one stage, to be loaded in one transaction.
 
-    The order in ``outgoing``: what is throttled costs no quota, and what the quota refuses is not sent.
+    In both directions, what is throttled costs no quota.
     """
     table = "inet cellblock"
     rate = constraints.network_bytes_per_second
@@ -327,13 +330,17 @@ def open_rules(access: Access, constraints: StageConstraints) -> str:
         f"limit rate over {rate} bytes/second counter name throttled drop",
         "quota name volume counter name over_bytes drop",
     ]
-    new = (
-        f"ct state new ct count over {constraints.network_connections} "
-        "counter name over_connections reject with icmpx admin-prohibited"
-    )
+    # Packets of a connection that is neither new nor tracked any more are nothing that was allowed.
+    opening = [
+        "ct state != new counter name refused drop",
+        f"ct count over {constraints.network_connections} counter name over_connections "
+        "reject with icmpx admin-prohibited",
+        "goto outgoing",
+    ]
     # The rule that opens comes last; the kernel takes all of them at once anyway.
     commands = [f"add quota {table} volume {{ over {constraints.network_bytes} bytes }}"]
-    commands += [f"add rule {table} outgoing {rule}" for rule in [new, *flow]]
+    commands += [f"add rule {table} opening {rule}" for rule in opening]
+    commands += [f"add rule {table} outgoing {rule}" for rule in flow]
     commands += [f"add rule {table} incoming {rule}" for rule in flow]
     commands.append(f"add rule {table} outgoing counter name sent accept")
     commands.append(f"add rule {table} incoming counter name received accept")
@@ -347,7 +354,7 @@ def open_rules(access: Access, constraints: StageConstraints) -> str:
 def _match(reach: Reach) -> str:
     networks = list(collapse_addresses(reach.to))
     to = "" if networks == [_ANYWHERE] else f"ip daddr {_one_or_set(networks)} "
-    return f"{to}{reach.protocol} dport {_one_or_set(sorted(set(reach.ports)))} goto outgoing"
+    return f"{to}{reach.protocol} dport {_one_or_set(sorted(set(reach.ports)))} goto opening"
 
 
 def _one_or_set(values: Sequence[object]) -> str:

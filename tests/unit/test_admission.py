@@ -118,3 +118,32 @@ def test_a_slot_is_never_given_twice() -> None:
     for thread in threads:
         thread.join()
     assert problems == []
+
+
+def networked() -> Job:
+    stage = {"name": "run", "command": ["true"], "network": "cache"}
+    return parse_job({"environment": "base", "stages": [stage, {**stage, "name": "again"}]})
+
+
+def test_network_slots_are_a_resource_of_their_own() -> None:
+    admission = Admission(slots=9, cpus=9, memory_bytes=2**40, network_slots=1)
+    runner = Runner(admission)
+    first = runner.start("a", networked())
+    runner.start("b", networked())
+    assert runner.settle() == ["a"]
+    first.set()
+    assert runner.settle() == ["b"]
+
+
+def test_a_network_slot_alone_takes_nothing_else() -> None:
+    admission = Admission(slots=1, cpus=1, memory_bytes=2**40, network_slots=1)
+    runner = Runner(admission)
+    with admission.network_slot(lambda: False):
+        end = runner.start("a", job())
+        assert runner.settle() == ["a"]
+        end.set()
+        runner.start("b", networked())
+        assert runner.settle() == []
+    assert runner.settle() == ["b"]
+    with pytest.raises(Cancelled), admission.network_slot(lambda: True):
+        pass

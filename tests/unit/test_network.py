@@ -146,7 +146,7 @@ def test_names_are_pinned() -> None:
     assert "198.51.100.10\tmirror.example\n203.0.113.10\tmirror.example\n" in access.hosts
     assert "nameserver" not in access.resolv_conf
     rules = network.open_rules(access, StageConstraints())
-    assert "ip daddr { 198.51.100.10/32, 203.0.113.10/32 } tcp dport 443 goto outgoing" in rules
+    assert "ip daddr { 198.51.100.10/32, 203.0.113.10/32 } tcp dport 443 goto opening" in rules
 
 
 def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,9 +173,9 @@ def test_policies_of_the_host() -> None:
     lines = network.open_rules(internet, StageConstraints()).splitlines()
     chain = [line.partition(" allowed ")[2] for line in lines if " allowed " in line]
     assert chain == [
-        "ip daddr 10.213.0.14/32 tcp dport 3142 goto outgoing",
+        "ip daddr 10.213.0.14/32 tcp dport 3142 goto opening",
         "ip daddr @denied return",
-        "tcp dport { 80, 443 } goto outgoing",
+        "tcp dport { 80, 443 } goto opening",
     ]
     with pytest.raises(UnsupportedNetworkError, match="slave1 has no rules for; use one of none"):
         Access.of(stage(network="cache"), "stages[0]", config(policies={}), "slave1")

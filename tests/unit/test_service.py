@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from cellblock import cli, client, service
 from cellblock.admission import Cancelled
 from cellblock.errors import ServiceUnavailableError, UnknownEnvironmentError
 from cellblock.host import Environment
-from cellblock.job import Job
+from cellblock.job import Job, NetworkPolicy, Stage
 from cellblock.limits import StageConstraints
 from cellblock.result import JobResult, Output, StageResult, Usage, Verdict
 
@@ -39,6 +42,13 @@ class FakeEngine:
     def check(self, job: Job) -> None:
         if job.environment != "base":
             raise UnknownEnvironmentError("environment", "is unknown", "use base")
+
+    @contextlib.contextmanager
+    def hold_slot(self, stage: Stage, cancelled: Any) -> Iterator[Any]:
+        assert stage.network is NetworkPolicy.CACHE
+        with open("/proc/self/ns/net") as namespace:
+            yield SimpleNamespace(address="192.0.2.1", namespace=namespace.fileno())
+        self.ended.set()
 
     def run(self, job: Job, cancelled: Any) -> JobResult:
         self.check(job)
@@ -68,8 +78,9 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngi
     listener.bind(str(tmp_path / "socket"))
     listener.listen()
     threading.Thread(target=service.serve, args=(fake, listener), daemon=True).start()
-    original = client.request
+    original, hold_slot = client.request, client.hold_slot
     monkeypatch.setattr(client, "request", lambda op: original(op, tmp_path / "socket"))
+    monkeypatch.setattr(client, "hold_slot", lambda op: hold_slot(op, tmp_path / "socket"))
     monkeypatch.chdir(tmp_path)
     yield fake
 
@@ -174,3 +185,30 @@ def test_bad_usage(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == cli.EXIT_BAD_INPUT
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="network slots are held for root only")
+def test_a_slot_is_held_as_long_as_its_command_runs(engine: FakeEngine) -> None:
+    with client.hold_slot({"network": "cache"}) as (namespace, about):
+        assert about == {"address": "192.0.2.1", "interface": "job0"}
+        assert os.fstat(namespace).st_ino == os.stat("/proc/self/ns/net").st_ino
+        assert not engine.ended.wait(0.1)
+    assert engine.ended.wait(5)
+    # This namespace, so that it works without any right over another.
+    assert cli.main(["slot", "--policy", "cache", "--", "sh", "-c", "exit 7"]) == 7
+    assert cli.main(["slot", "--policy", "cache", "--", "sh", "-c", "kill -9 $$"]) == 137
+    assert cli.main(["slot", "--policy", "cache", "--", "/absent"]) == 127
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--policy", "none", "true"],
+        ["--policy", "allow", "--allow", "tcp:198.51.100.10", "true"],
+        ["--policy", "cache", "--constraint", "network_bytes", "true"],
+    ],
+)
+def test_slots_that_cannot_be(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["slot", *arguments])
+    assert "cellblock slot: error" in capsys.readouterr().err
