@@ -45,6 +45,7 @@ _KEPT_CONTEXTS = 64
 """With more slots than that, those that wait have no filter context: one takes 0.6 MiB, ten times
 what else a slot takes here, and saves the first command of a stage 0.7 ms."""
 _POLL_S = 0.1
+_RECORD_S = 0.01
 _ADDRESS_BUSY_S = 10.0
 _log = logging.getLogger("cellblock")
 
@@ -379,6 +380,8 @@ class SlotPool:
                 index = slot.index if slot is not None else self._absent.popleft()
             try:
                 if slot is not None:
+                    # Its stage's record comes first; both need the interpreter's lock.
+                    time.sleep(_RECORD_S)
                     slot.close()
                 made = Slot(index, self.config, host, self._directory / str(index))
             except (OSError, NftError, HostSetupError) as problem:
