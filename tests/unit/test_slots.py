@@ -420,6 +420,7 @@ def test_no_start_without_the_guard(make_pool: MakePool, segment: lab.Segment) -
     pool.check()
     with slot(pool, "cache") as running:
         nft.run("flush ruleset")
+        time.sleep(0.05)
         with pytest.raises(HostSetupError), slot(pool, "cache"):
             pass
         # Who runs is still filtered, by rules that the host's ruleset does not hold.
