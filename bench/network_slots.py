@@ -55,7 +55,8 @@ def main() -> int:
         parser.error("only root can make network namespaces; run it with sudo")
     _say_where()
     segment = Segment()
-    with tempfile.TemporaryDirectory() as name:
+    # A tmpfs, as a host's /run is.
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         directory = Path(name)
         directory.chmod(0o755)
         policy_switch(segment, directory)
