@@ -57,11 +57,10 @@ unit: ## Run the unit tests
 	@$(STEP) "unit tests" python -m pytest -p no:testinfra
 
 .PHONY: molecule
-# The emulated machine of `vm` was seen to hang, so that scenario is run by its name alone.
-molecule: ## Test on a fleet made for it (SCENARIO=name for one; vm runs by name only)
+molecule: ## Test on a fleet made for it (SCENARIO=name for one)
 # An interrupted run leaves hosts, and a note that they are ready to be tested.
 	@$(STEP) "remove old test hosts" $(MOLECULE) destroy --no-command-borders --no-report
-	@$(STEP) molecule $(MOLECULE) test --no-command-borders $(if $(SCENARIO),--scenario-name $(SCENARIO),--all --exclude vm)
+	@$(STEP) molecule $(MOLECULE) test --no-command-borders $(if $(SCENARIO),--scenario-name $(SCENARIO),--all)
 
 .PHONY: docs
 docs: ## Write the documents that are made from the code
