@@ -1,8 +1,9 @@
-"""Who may run now: slots, CPUs and memory of the host, given out first come, first served."""
+"""Who may run now: slots, CPUs, memory and network slots of the host, given out first come, first served."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import threading
 from collections import deque
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from cellblock.errors import LimitAboveMaximumError
-from cellblock.job import Job
+from cellblock.job import Job, NetworkPolicy
 
 _POLL_S = 0.25
 """How often a waiting job looks whether it is still wanted."""
@@ -31,6 +32,8 @@ class Demand:
 
     cpus: float
     memory_bytes: int
+    network_slots: int = 0
+    """A job has one at a time, whatever the number of its stages."""
 
     @classmethod
     def of(cls, job: Job) -> Demand:
@@ -38,32 +41,42 @@ class Demand:
             cpus=max(stage.constraints.cpus for stage in job.stages),
             memory_bytes=max(stage.constraints.memory_bytes for stage in job.stages)
             + max((stage.constraints.scratch_bytes for stage in job.stages[:-1]), default=0),
+            network_slots=int(any(s.network is not NetworkPolicy.NONE for s in job.stages)),
         )
+
+
+NETWORK_SLOT = Demand(cpus=0.0, memory_bytes=0, network_slots=1)
+"""Just that, for operators who look into one."""
 
 
 @dataclass
 class _Ticket:
     demand: Demand
+    wants_slot: bool = True
     called: threading.Event = field(default_factory=threading.Event)
     slot: int = -1
 
 
 class Admission:
-    """Gives jobs a slot, and reserves CPUs and memory for them, in the order of their arrival."""
+    """Gives jobs a slot, and reserves CPUs, memory and network slots, in the order of their arrival."""
 
-    def __init__(self, slots: int, cpus: float, memory_bytes: int) -> None:
+    def __init__(self, slots: int, cpus: float, memory_bytes: int, network_slots: int = 0) -> None:
         self._lock = threading.Lock()
         self._slots = list(range(slots))
         self._cpus = self._cpus_in_all = cpus
         self._memory = self._memory_in_all = memory_bytes
+        self._network_slots = network_slots
         self._queue: deque[_Ticket] = deque()
 
     @classmethod
-    def of_this_host(cls, slots: int) -> Admission:
+    def of_this_host(cls, slots: int, network_slots: int = 0) -> Admission:
         """All CPUs of this host, and its memory less :data:`MEMORY_FOR_THE_HOST`."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return cls(
-            slots, float(len(os.sched_getaffinity(0))), int(memory * (1 - MEMORY_FOR_THE_HOST))
+            slots,
+            float(len(os.sched_getaffinity(0))),
+            int(memory * (1 - MEMORY_FOR_THE_HOST)),
+            network_slots,
         )
 
     def check(self, job: Job) -> None:
@@ -81,7 +94,18 @@ class Admission:
         """Waits for a slot and yields its number; raises :class:`Cancelled` while waiting."""
         demand = Demand.of(job)
         # More CPUs than there are cannot be used, only waited for.
-        ticket = _Ticket(Demand(min(demand.cpus, self._cpus_in_all), demand.memory_bytes))
+        demand = dataclasses.replace(demand, cpus=min(demand.cpus, self._cpus_in_all))
+        with self._admit(_Ticket(demand), cancelled) as ticket:
+            yield ticket.slot
+
+    @contextlib.contextmanager
+    def network_slot(self, cancelled: Callable[[], bool]) -> Iterator[None]:
+        """Waits for a network slot alone, in the same queue."""
+        with self._admit(_Ticket(NETWORK_SLOT, wants_slot=False), cancelled):
+            yield
+
+    @contextlib.contextmanager
+    def _admit(self, ticket: _Ticket, cancelled: Callable[[], bool]) -> Iterator[_Ticket]:
         with self._lock:
             self._queue.append(ticket)
             self._call()
@@ -89,25 +113,35 @@ class Admission:
             while not ticket.called.wait(_POLL_S):
                 if cancelled():
                     raise Cancelled
-            yield ticket.slot
+            yield ticket
         finally:
             with self._lock:
                 if ticket.called.is_set():
-                    self._slots.append(ticket.slot)
+                    if ticket.wants_slot:
+                        self._slots.append(ticket.slot)
                     self._cpus += ticket.demand.cpus
                     self._memory += ticket.demand.memory_bytes
+                    self._network_slots += ticket.demand.network_slots
                 else:
                     self._queue.remove(ticket)
                 self._call()
 
     def _call(self) -> None:
         """Admits from the head of the queue what fits; nobody overtakes, so nobody starves."""
-        while self._queue and self._slots:
+        while self._queue:
             ticket = self._queue[0]
-            if ticket.demand.cpus > self._cpus or ticket.demand.memory_bytes > self._memory:
+            demand = ticket.demand
+            if (
+                (ticket.wants_slot and not self._slots)
+                or demand.cpus > self._cpus
+                or demand.memory_bytes > self._memory
+                or demand.network_slots > self._network_slots
+            ):
                 return
             self._queue.popleft()
-            ticket.slot = self._slots.pop(0)
-            self._cpus -= ticket.demand.cpus
-            self._memory -= ticket.demand.memory_bytes
+            if ticket.wants_slot:
+                ticket.slot = self._slots.pop(0)
+            self._cpus -= demand.cpus
+            self._memory -= demand.memory_bytes
+            self._network_slots -= demand.network_slots
             ticket.called.set()

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cellblock import __version__, client, table
 from cellblock.errors import BAD_INPUT, CellblockError, InvalidJobError
@@ -75,6 +75,36 @@ def _parser() -> argparse.ArgumentParser:
 
     environments = commands.add_parser("environments", help="list what jobs can run in")
     environments.set_defaults(function=_environments)
+
+    slot = commands.add_parser(
+        "slot",
+        help="run a command as root in a network slot, behind its filter",
+        description="Runs COMMAND as root in a network slot of its own, behind the filter that a "
+        "stage with the same policy has. For looking into what jobs can reach; root only.",
+    )
+    slot.add_argument(
+        "--policy",
+        required=True,
+        choices=("cache", "internet", "allow"),
+        help="as a stage's network",
+    )
+    slot.add_argument(
+        "--allow",
+        action="append",
+        type=_destination,
+        metavar="PROTOCOL:TO:PORT[,PORT]",
+        help="with --policy allow: who may be reached, for example tcp:198.51.100.0/24:80,443",
+    )
+    slot.add_argument(
+        "--constraint",
+        action="append",
+        default=[],
+        type=_constraint,
+        metavar="NAME=VALUE",
+        help="one of a stage's network limits, for example network_bytes=10MB",
+    )
+    slot.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
+    slot.set_defaults(function=_slot)
 
     service = commands.add_parser("serve", help="the supervisor; started by systemd")
     service.add_argument("--config", type=Path, metavar="FILE", help="the host's configuration")
@@ -166,6 +196,52 @@ def _environments(_: argparse.Namespace) -> int:
     for name, description in sorted(client.request({"op": "environments"}).items()):
         print(f"{name:<16} {description}")
     return EXIT_OK
+
+
+def _destination(text: str) -> dict[str, Any]:
+    protocol, _, rest = text.partition(":")
+    to, _, ports = rest.rpartition(":")
+    try:
+        return {"to": to, "protocol": protocol, "ports": [int(port) for port in ports.split(",")]}
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not PROTOCOL:TO:PORT[,PORT]; write for example tcp:198.51.100.10:443"
+        ) from None
+
+
+def _constraint(text: str) -> tuple[str, Any]:
+    name, found, value = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, int(value) if value.isdigit() else value
+
+
+def _slot(options: argparse.Namespace) -> int:
+    wanted = {"network": options.policy, "constraints": dict(options.constraint)}
+    if options.allow is not None:
+        wanted["network_allow"] = options.allow
+    with client.hold_slot(wanted) as (namespace, _):
+        child = os.fork()
+        if child == 0:
+            _run_in(namespace, options.command)
+        while True:
+            try:
+                _, status = os.waitpid(child, 0)
+            except KeyboardInterrupt:
+                continue  # it is the command's, which shares the terminal
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+
+
+def _run_in(namespace: int, command: list[str]) -> NoReturn:
+    from cellblock.netlink import enter
+
+    try:
+        enter(namespace)
+        os.execvp(command[0], command)
+    except OSError as problem:
+        print(f"cellblock: {command[0]}: {problem.strerror}", file=sys.stderr, flush=True)
+    os._exit(127)
 
 
 def _serve(options: argparse.Namespace) -> int:

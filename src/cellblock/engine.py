@@ -15,7 +15,7 @@ import signal
 import stat
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from cellblock.host import Environment, Host
 from cellblock.jail import Begun, Ended, Failed, Gone, Jail, JailSpec
 from cellblock.job import Job, NetworkPolicy, Stage
 from cellblock.limits import StageConstraints
+from cellblock.network import Access
 from cellblock.result import (
     CollectedFile,
     JobResult,
@@ -40,9 +41,12 @@ from cellblock.result import (
     Verdict,
     Violation,
 )
+from cellblock.slots import JobNetwork, Slot, Traffic
 
 KILL_GRACE_S = 0.5
 """How long jobinit may take to end everything and report before it is killed itself."""
+_NETWORK_CHECK_S = 0.1
+"""How often a running stage's byte quota is looked at; the quota itself holds to the packet."""
 _READ_SIZE = 65_536
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _MS_BIND = 4096
@@ -63,7 +67,10 @@ class Engine:
         host.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         files.sweep(self._jobs_dir)
         self._dev = _make_dev(host.run_dir / "dev")
-        self._admission = Admission.of_this_host(host.slots)
+        self._network = None if host.network is None else JobNetwork(host.network, host)
+        self._admission = Admission.of_this_host(
+            host.slots, 0 if host.network is None else host.network.slots
+        )
 
     def run(self, job: Job, cancelled: Callable[[], bool] = lambda: False) -> JobResult:
         """Runs every stage of ``job`` and returns its record; waits while all slots are taken.
@@ -72,13 +79,18 @@ class Engine:
         Raises :class:`UnknownEnvironmentError`, :class:`LimitAboveMaximumError` or
         :class:`InvalidJobError` before anything is started.
         """
-        environment = self.check(job)
+        environment, access = self._check(job)
         job_id = uuid.uuid4().hex
         queued = time.monotonic()
         with self._admission.slot(job, cancelled) as slot:
             queue_time_ms = _milliseconds(time.monotonic() - queued)
+            if access and self._network is not None:
+                # It may have waited for long.
+                self._network.check()
             try:
-                stages, collected = _JobRun(self, job, job_id, environment, slot, cancelled).run()
+                stages, collected = _JobRun(
+                    self, job, job_id, environment, slot, access, cancelled
+                ).run()
             except OSError as problem:
                 raise InternalError(
                     problem.filename or "scratch",
@@ -98,18 +110,50 @@ class Engine:
 
     def check(self, job: Job) -> Environment:
         """The job's environment if this host would run the job; else raises as :meth:`run`."""
+        return self._check(job)[0]
+
+    @contextlib.contextmanager
+    def hold_slot(self, stage: Stage, cancelled: Callable[[], bool]) -> Iterator[Slot]:
+        """A network slot with the policy of ``stage`` and nothing in it, for operators."""
+        stage.constraints.check_maxima(self.host.maxima, "constraints")
+        access = self._access_of(stage, "slot")
+        if access is None or self._network is None:
+            raise UnsupportedNetworkError(
+                "network", "is none, which has no slot", "use another policy"
+            )
+        with (
+            self._admission.network_slot(cancelled),
+            self._network.slots.take(access, stage.constraints, cancelled) as slot,
+        ):
+            yield slot
+
+    def _check(self, job: Job) -> tuple[Environment, dict[str, Access]]:
+        """The environment, and what each stage with a network may reach."""
+        accesses: dict[str, Access] = {}
         for index, stage in enumerate(job.stages):
-            stage.constraints.check_maxima(self.host.maxima, f"stages[{index}].constraints")
-            if stage.network is not NetworkPolicy.NONE:
-                raise UnsupportedNetworkError(
-                    f"stages[{index}].network",
-                    f"is {stage.network.value!r}, but {self.host.name} has no job networks",
-                    "use none",
-                )
+            where = f"stages[{index}]"
+            stage.constraints.check_maxima(self.host.maxima, f"{where}.constraints")
+            access = self._access_of(stage, where)
+            if access is not None:
+                accesses[stage.name] = access
         self._admission.check(job)
         environment = self.host.environment(job.environment)
         self.host.bind((*environment.mounts, *job.mounts))
-        return environment
+        if accesses and self._network is not None:
+            self._network.check()
+            self._network.prepare(environment)
+        return environment, accesses
+
+    def _access_of(self, stage: Stage, where: str) -> Access | None:
+        if stage.network is NetworkPolicy.NONE:
+            return None
+        if self._network is None:
+            raise UnsupportedNetworkError(
+                f"{where}.network",
+                f"is {stage.network.value!r}, but {self.host.name} has no job networks",
+                "use none",
+            )
+        return self._network.access(stage, where)
 
 
 class _JobRun:
@@ -122,9 +166,11 @@ class _JobRun:
         job_id: str,
         environment: Environment,
         slot: int,
+        accesses: Mapping[str, Access],
         cancelled: Callable[[], bool],
     ) -> None:
         self._engine = engine
+        self._accesses = accesses
         self._job = job
         self._job_id = job_id
         self._environment = environment
@@ -182,8 +228,13 @@ class _JobRun:
                 ),
             )
             try:
-                with contextlib.closing(Jail(self._jail_spec(scratch))) as jail:
-                    return _StageRun(stage, self._environment, jail, group, self._cancelled).run()
+                with (
+                    self._slot_of(stage) as network,
+                    contextlib.closing(Jail(self._jail_spec(scratch, network))) as jail,
+                ):
+                    return _StageRun(
+                        stage, self._environment, jail, group, network, self._cancelled
+                    ).run()
             finally:
                 group.remove()
         except CellblockError as problem:
@@ -192,7 +243,13 @@ class _JobRun:
                 stage.name, Verdict.INTERNAL_ERROR, stage.constraints, reason=str(problem)
             )
 
-    def _jail_spec(self, scratch: files.Scratch) -> JailSpec:
+    def _slot_of(self, stage: Stage) -> contextlib.AbstractContextManager[Slot | None]:
+        access, network = self._accesses.get(stage.name), self._engine._network
+        if access is None or network is None:
+            return contextlib.nullcontext()
+        return network.slots.take(access, stage.constraints, self._cancelled)
+
+    def _jail_spec(self, scratch: files.Scratch, network: Slot | None) -> JailSpec:
         host = self._engine.host
         return JailSpec(
             nsjail=host.nsjail,
@@ -203,6 +260,8 @@ class _JobRun:
             tmp=scratch.tmp,
             first_id=self._first_id,
             mounts=host.bind((*self._environment.mounts, *self._job.mounts)),
+            namespace=None if network is None else network.namespace,
+            files=() if network is None else network.files,
         )
 
 
@@ -240,8 +299,11 @@ class _StageRun:
         environment: Environment,
         jail: Jail,
         group: cgroup.Group,
+        network: Slot | None,
         cancelled: Callable[[], bool],
     ) -> None:
+        self._network = network
+        self._network_check_at = 0.0
         self._stage = stage
         self._environment = environment
         self._jail = jail
@@ -263,6 +325,9 @@ class _StageRun:
         io = self._jail.io() if isinstance(ended, Ended) else None
         usage = self._group.usage()
         self._add_group_violations(usage)
+        traffic = None if self._network is None else self._network.traffic()
+        if traffic is not None:
+            self._add_network_violations(traffic)
         result = _Outcome.of(
             ended, bool(self._violations), constraints, self._violations, self._jail
         )
@@ -276,7 +341,7 @@ class _StageRun:
             violations=tuple(self._violations.values()),
             stdout=pipes[0].output(),
             stderr=pipes[1].output(),
-            usage=_usage(wall_time_s, usage, ended, io),
+            usage=_usage(wall_time_s, usage, ended, io, traffic),
         )
 
     def _start(self, stack: contextlib.ExitStack) -> tuple[_Pipe, _Pipe]:
@@ -368,6 +433,9 @@ class _StageRun:
         if cpu_ms >= constraints.cpu_time_ms:
             self._violate("cpu_time_ms", constraints.cpu_time_ms, cpu_ms, "cgroup_cpu")
         self._check_outputs(pipes)
+        if self._network is not None and now >= self._network_check_at:
+            self._network_check_at = now + _NETWORK_CHECK_S
+            self._check_volume(self._network.traffic())
         if self._violations or self._cancelled():
             self._group.unthrottle()
             self._jail.kill()
@@ -395,6 +463,19 @@ class _StageRun:
             )
         if usage.cpu_us / 1000 >= constraints.cpu_time_ms:
             self._violate("cpu_time_ms", constraints.cpu_time_ms, usage.cpu_us / 1000, "cgroup_cpu")
+
+    def _check_volume(self, traffic: Traffic) -> None:
+        if traffic.over_bytes_packets:
+            tried = traffic.sent_bytes + traffic.received_bytes + traffic.over_bytes
+            self._violate(
+                "network_bytes", self._stage.constraints.network_bytes, tried, "nft_quota"
+            )
+
+    def _add_network_violations(self, traffic: Traffic) -> None:
+        self._check_volume(traffic)
+        allowed = self._stage.constraints.network_connections
+        if traffic.over_connections:
+            self._violate("network_connections", allowed, allowed + 1, "nft_ct_count")
 
     def _violate(self, limit: str, allowed: float, seen: float | None, evidence: str) -> None:
         self._violations.setdefault(
@@ -447,16 +528,15 @@ class _Outcome:
         return cls(verdict, exit_code, signal_number)
 
 
-_NO_NETWORK = "unavailable: the stage has no network"
-
-
 def _usage(
     wall_time_s: float,
     group: cgroup.GroupUsage,
     report: Ended | Failed | Gone,
     io: tuple[int, int] | None,
+    traffic: Traffic | None,
 ) -> Usage:
     ended = report if isinstance(report, Ended) else None
+    network = "nft_counter" if traffic else "unavailable: the stage has no network"
     reaped = "reaped_only" if ended else "unavailable: the jail's init did not report"
     return Usage(
         wall_time_ms=_milliseconds(wall_time_s),
@@ -474,10 +554,12 @@ def _usage(
         written_bytes=None if io is None else io[1],
         block_read_bytes=None if ended is None else ended.blocks_in * 512,
         block_written_bytes=None if ended is None else ended.blocks_out * 512,
-        network_received_bytes=None,
-        network_sent_bytes=None,
-        network_received_packets=None,
-        network_sent_packets=None,
+        network_received_bytes=None if traffic is None else traffic.received_bytes,
+        network_sent_bytes=None if traffic is None else traffic.sent_bytes,
+        network_received_packets=None if traffic is None else traffic.received_packets,
+        network_sent_packets=None if traffic is None else traffic.sent_packets,
+        network_refused_packets=None if traffic is None else traffic.refused_packets,
+        network_throttled_packets=None if traffic is None else traffic.throttled_packets,
         sources={
             "wall_time_ms": "supervisor_clock",
             "cpu_time_ms": "cgroup",
@@ -495,10 +577,12 @@ def _usage(
             "written_bytes": reaped,
             "block_read_bytes": reaped,
             "block_written_bytes": reaped,
-            "network_received_bytes": _NO_NETWORK,
-            "network_sent_bytes": _NO_NETWORK,
-            "network_received_packets": _NO_NETWORK,
-            "network_sent_packets": _NO_NETWORK,
+            "network_received_bytes": network,
+            "network_sent_bytes": network,
+            "network_received_packets": network,
+            "network_sent_packets": network,
+            "network_refused_packets": network,
+            "network_throttled_packets": network,
         },
     )
 

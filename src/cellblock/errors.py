@@ -64,6 +64,18 @@ class UnsupportedNetworkError(CellblockError):
     code = "unsupported_network"
 
 
+class ForbiddenDestinationError(CellblockError):
+    """The job asks for the network of something that no job may reach."""
+
+    code = "forbidden_destination"
+
+
+class UnresolvedNameError(CellblockError):
+    """The job's allow list has a host name that does not resolve."""
+
+    code = "unresolved_name"
+
+
 class UnknownMountError(CellblockError):
     """The job asks for a mount that this host does not offer, or not writable."""
 
@@ -94,6 +106,8 @@ BAD_INPUT: tuple[type[CellblockError], ...] = (
     UnknownEnvironmentError,
     LimitAboveMaximumError,
     UnsupportedNetworkError,
+    ForbiddenDestinationError,
+    UnresolvedNameError,
     UnknownMountError,
 )
 """What the caller can mend in the job; the other errors are the host's."""

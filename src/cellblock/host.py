@@ -17,6 +17,7 @@ from cellblock.errors import (
 )
 from cellblock.job import JobMount, parse_mounts
 from cellblock.limits import DEFAULT_MAXIMA, parse_maxima
+from cellblock.network import NetworkConfig, load_config
 
 DEFAULT_CONFIG_PATH = Path("/etc/cellblock/engine.json")
 
@@ -67,6 +68,8 @@ class Host:
     name: str = field(default_factory=platform.node)
     maxima: Mapping[str, int | float] = field(default_factory=lambda: dict(DEFAULT_MAXIMA))
     mounts: Mapping[str, OfferedMount] = field(default_factory=dict)
+    network: NetworkConfig | None = None
+    """None: this host has no job networks."""
 
     @classmethod
     def load(cls, path: Path = DEFAULT_CONFIG_PATH) -> Host:
@@ -85,6 +88,7 @@ class Host:
                     name: OfferedMount(Path(entry["source"]), bool(entry.get("writable", False)))
                     for name, entry in data["mounts"].items()
                 },
+                network=load_config(data, path),
             )
         except (KeyError, TypeError, ValueError) as problem:
             raise HostSetupError(

@@ -22,6 +22,7 @@ from pathlib import Path
 from cellblock.errors import InternalError
 from cellblock.host import BoundMount
 from cellblock.limits import StageConstraints
+from cellblock.netlink import inside
 
 PROTOCOL_VERSION = 1
 JOB_ID = 1000
@@ -95,6 +96,10 @@ class JailSpec:
     first_id: int
     """Host id of jobinit; the job's is the next one."""
     mounts: tuple[BoundMount, ...] = ()
+    namespace: int | None = None
+    """Descriptor of the network namespace that it runs in; None: one of its own, without a network."""
+    files: tuple[tuple[Path, str], ...] = ()
+    """Files of the host, and the files of the root that they are bound over."""
 
 
 class Jail:
@@ -106,7 +111,9 @@ class Jail:
         self._log = os.memfd_create("nsjail-log", os.MFD_CLOEXEC)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            with theirs:
+            # A process starts in the network namespace of the thread that starts it.
+            network = contextlib.nullcontext() if spec.namespace is None else inside(spec.namespace)
+            with theirs, network:
                 self._process = subprocess.Popen(
                     _command(spec, theirs.fileno(), self._log),
                     stdin=subprocess.DEVNULL,
@@ -269,10 +276,12 @@ def _command(spec: JailSpec, control: int, log: int) -> list[str]:
         "--disable_rlimits",
         "--nice_level=0",
         *(["--enable_clone_newtime"] if Path("/proc/self/ns/time").exists() else []),
+        *([] if spec.namespace is None else ["--disable_clone_newnet"]),
         f"--bindmount_ro={spec.dev}:/dev",
         f"--bindmount={spec.work}:/work",
         f"--bindmount={spec.tmp}:/tmp",
         *_mount_options(spec.mounts),
+        *(f"--bindmount_ro={source}:{target}" for source, target in spec.files),
         f"--exec_file={spec.jobinit}",
         "--execute_fd",
         "--",

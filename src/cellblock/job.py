@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from ipaddress import IPv4Address, IPv4Network, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,20 @@ MAX_WORDS = 32_768
 """Words of a command and environment variables of a stage together."""
 MAX_LABELS = 32
 MAX_LABEL_CHARACTERS = 256
+MAX_DESTINATIONS = 64
+"""Entries of a stage's ``network_allow``."""
+MAX_PORTS = 64
+"""Ports of one of them."""
+PROTOCOLS = ("tcp", "udp")
 MAX_ARGUMENT_BYTES = 128 * 1024
 """One argument or environment variable; the kernel's MAX_ARG_STRLEN."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+    r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?)*",
+    re.ASCII,
+)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -55,6 +66,25 @@ class NetworkPolicy(str, Enum):
 
 
 @dataclass(frozen=True)
+class Destination:
+    """Ports of an address, a network or a host name, for the policy ``allow``."""
+
+    to: str
+    protocol: str
+    ports: tuple[int, ...]
+
+    @property
+    def name(self) -> str | None:
+        """The host name, None where ``to`` is an address or a network."""
+        return None if _is_address(self.to) else self.to
+
+    @property
+    def network(self) -> IPv4Network:
+        """Of an address or network."""
+        return IPv4Network(self.to)
+
+
+@dataclass(frozen=True)
 class JobMount:
     """One of the mounts that the host offers; the job sees it as ``/mnt/NAME``."""
 
@@ -74,6 +104,8 @@ class Stage:
     constraints: StageConstraints = field(default_factory=StageConstraints)
     run_always: bool = False
     network: NetworkPolicy = NetworkPolicy.NONE
+    network_allow: tuple[Destination, ...] = ()
+    """For the policy ``allow``, and for no other."""
 
 
 @dataclass(frozen=True)
@@ -274,6 +306,7 @@ def _stage(data: object, where: str) -> Stage:
             "working_directory",
             "constraints",
             "network",
+            "network_allow",
             "run_always",
         ),
     )
@@ -301,6 +334,7 @@ def _stage(data: object, where: str) -> Stage:
         raise InvalidJobError(
             f"{where}.run_always", f"is {_show(run_always)}", "write true or false"
         )
+    network = _network(fields.get("network", "none"), f"{where}.network")
     return Stage(
         name=_name(fields["name"], f"{where}.name"),
         command=tuple(_text(word, f"{where}.command[{i}]") for i, word in enumerate(command)),
@@ -309,7 +343,8 @@ def _stage(data: object, where: str) -> Stage:
         working_directory=directory,
         constraints=StageConstraints.parse(fields.get("constraints", {}), f"{where}.constraints"),
         run_always=run_always,
-        network=_network(fields.get("network", "none"), f"{where}.network"),
+        network=network,
+        network_allow=_network_allow(fields.get("network_allow"), network, where),
     )
 
 
@@ -322,6 +357,73 @@ def _network(value: object, where: str) -> NetworkPolicy:
             f"is {_show(value)}, not a network policy",
             f"write one of {', '.join(policy.value for policy in NetworkPolicy)}",
         ) from None
+
+
+def _network_allow(data: object, policy: NetworkPolicy, where: str) -> tuple[Destination, ...]:
+    here = f"{where}.network_allow"
+    if policy is not NetworkPolicy.ALLOW:
+        if data is not None:
+            raise InvalidJobError(
+                here, f"is of no use with the policy {policy.value}", "write network: allow"
+            )
+        return ()
+    if not isinstance(data, list) or not 1 <= len(data) <= MAX_DESTINATIONS:
+        raise InvalidJobError(
+            here,
+            "is missing" if data is None else f"is {_show(data)}",
+            f"write a list of 1 to {MAX_DESTINATIONS} entries such as "
+            "{to: example.org, protocol: tcp, ports: [443]}",
+        )
+    return tuple(_destination(entry, f"{here}[{index}]") for index, entry in enumerate(data))
+
+
+def _destination(data: object, where: str) -> Destination:
+    fields = _mapping(data, where, required=("to", "protocol", "ports"), optional=())
+    to = _text(fields["to"], f"{where}.to")
+    if _is_address(to):
+        try:
+            network = ip_network(to)
+        except ValueError:
+            raise InvalidJobError(
+                f"{where}.to", f"is {_show(to)}", "write the network without bits of a host"
+            ) from None
+        if network.version == 6:
+            raise InvalidJobError(
+                f"{where}.to", f"is {_show(to)}, and jobs have no IPv6", "write an IPv4 address"
+            )
+    elif not _HOST_NAME.fullmatch(to) or to.replace(".", "").isdigit():
+        raise InvalidJobError(
+            f"{where}.to",
+            f"is {_show(to)}",
+            "write an IPv4 address, a network such as 192.0.2.0/24, or a host name",
+        )
+    if fields["protocol"] not in PROTOCOLS:
+        raise InvalidJobError(
+            f"{where}.protocol", f"is {_show(fields['protocol'])}", "write tcp or udp"
+        )
+    ports = fields["ports"]
+    if (
+        not isinstance(ports, list)
+        or not 1 <= len(ports) <= MAX_PORTS
+        or not all(isinstance(p, int) and not isinstance(p, bool) for p in ports)
+        or not all(1 <= port <= 65535 for port in ports)
+    ):
+        raise InvalidJobError(
+            f"{where}.ports", f"is {_show(ports)}", f"write a list of 1 to {MAX_PORTS} ports"
+        )
+    return Destination(to, fields["protocol"], tuple(ports))
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is meant as an address or network, right or wrong in its length or bits."""
+    address = text.partition("/")[0]
+    if ":" in address:
+        return True
+    try:
+        IPv4Address(address)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_mounts(data: object, where: str) -> tuple[JobMount, ...]:

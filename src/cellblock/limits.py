@@ -152,28 +152,28 @@ class StageConstraints:
         help="What the stage may write to standard error; it is ended at the first byte beyond.",
     )
     network_bytes: Bytes = _limit(
-        0,
-        maximum=0,
+        256 * MIB,
+        maximum=16 * 1024 * MIB,
         minimum=0,
-        enforced_by="no network: the jail has only its own loopback",
-        evidence="none: connections fail",
-        help="Bytes received and sent together.",
+        enforced_by="nftables quota in the job's network slot",
+        evidence="packets that the quota refused",
+        help="Bytes received and sent together, as IP packets; the stage is ended beyond.",
     )
     network_bytes_per_second: Bytes = _limit(
-        0,
-        maximum=0,
-        minimum=0,
-        enforced_by="no network: the jail has only its own loopback",
-        evidence="none: connections fail",
+        16 * MIB,
+        maximum=1024 * MIB,
+        minimum=1024,
+        enforced_by="nftables limit in the job's network slot, with one second's worth of burst",
+        evidence="none: transfers are slower",
         help="Bandwidth in each direction.",
     )
     network_connections: Count = _limit(
-        0,
-        maximum=0,
+        64,
+        maximum=4096,
         minimum=0,
-        enforced_by="no network: the jail has only its own loopback",
-        evidence="none: connections fail",
-        help="Connections at one time.",
+        enforced_by="connection count in the job's network slot",
+        evidence="connections refused, counted by the slot's filter",
+        help="Connections at one time, and UDP exchanges of the last 30 seconds or so.",
     )
     cpus: Cpus = _limit(
         1.0,

@@ -104,6 +104,8 @@ class Usage:
     network_sent_bytes: int | None
     network_received_packets: int | None
     network_sent_packets: int | None
+    network_refused_packets: int | None
+    network_throttled_packets: int | None
     sources: dict[str, str]
 
 

@@ -6,6 +6,9 @@ answers with one line, ``{"result": ...}`` or ``{"error": ...}``. A client that 
     {"op": "run", "job": {...}}     -> the job's record
     {"op": "check", "job": {...}}   -> {} when this host would run it
     {"op": "environments"}          -> {name: description}
+    {"op": "slot", "slot": {...}}   -> {address, interface}, and the descriptor of a network slot's
+                                       namespace; the slot is held while the client stays connected.
+                                       For root only
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from cellblock.admission import Cancelled
 from cellblock.engine import Engine
 from cellblock.errors import CellblockError, HostSetupError, InternalError, ServiceUnavailableError
 from cellblock.job import MAX_INPUT_BYTES, parse_job
+from cellblock.network import INTERFACE
 
 GROUP = "cellblock"
 """Members of this group, and root, may submit jobs."""
@@ -109,8 +113,11 @@ class _Connections:
 def _answer(engine: Engine, connection: socket.socket, connections: _Connections) -> None:
     with connection:
         try:
-            with connections.of(_check_peer(connection)):
+            with connections.of(uid := _check_peer(connection)):
                 request = _receive(connection)
+                if isinstance(request, dict) and request.get("op") == "slot":
+                    _hold_slot(engine, connection, request.get("slot"), uid)
+                    return
                 answer: dict[str, Any] = {
                     "result": _dispatch(engine, request, lambda: _is_gone(connection))
                 }
@@ -146,6 +153,28 @@ def _dispatch(engine: Engine, request: Any, cancelled: Callable[[], bool]) -> di
     raise ServiceUnavailableError(
         "service", f"does not know the operation {op!r}", "use a client of the same version"
     )
+
+
+def _hold_slot(engine: Engine, connection: socket.socket, wanted: Any, uid: int) -> None:
+    """Until the client goes away. Who is inside as root is bound by the slot's filter only."""
+    if uid != 0:
+        raise ServiceUnavailableError("slot", "is for root only", "run the command as root")
+    if not isinstance(wanted, dict) or not set(wanted) <= {
+        "network",
+        "network_allow",
+        "constraints",
+    }:
+        raise ServiceUnavailableError(
+            "slot", "is not a request for a slot", "use the cellblock command"
+        )
+    stage = {"name": "slot", "command": ["slot"], **wanted}
+    parsed = parse_job({"environment": "slot", "stages": [stage]}).stages[0]
+    with engine.hold_slot(parsed, lambda: _is_gone(connection)) as slot:
+        answer = {"result": {"address": str(slot.address), "interface": INTERFACE}}
+        socket.send_fds(connection, [json.dumps(answer).encode() + b"\n"], [slot.namespace])
+        with contextlib.suppress(ConnectionError):
+            while connection.recv(4096):
+                pass
 
 
 def _check_peer(connection: socket.socket) -> int:

@@ -41,12 +41,15 @@ notes:
   - C(stderr_bytes) in bytes, default 1048576, maximum 16777216. What the stage may write to
     standard error; it is ended at the first byte beyond. Enforced by supervisor's byte counter on
     the pipe.
-  - C(network_bytes) in bytes, default 0, maximum 0. Bytes received and sent together. Enforced by
-    no network - the jail has only its own loopback.
-  - C(network_bytes_per_second) in bytes, default 0, maximum 0. Bandwidth in each direction.
-    Enforced by no network - the jail has only its own loopback.
-  - C(network_connections) in count, default 0, maximum 0. Connections at one time. Enforced by no
-    network - the jail has only its own loopback.
+  - C(network_bytes) in bytes, default 268435456, maximum 17179869184. Bytes received and sent
+    together, as IP packets; the stage is ended beyond. Enforced by nftables quota in the job's
+    network slot.
+  - C(network_bytes_per_second) in bytes, default 16777216, maximum 1073741824. Bandwidth in each
+    direction. Enforced by nftables limit in the job's network slot, with one second's worth of
+    burst.
+  - C(network_connections) in count, default 64, maximum 4096. Connections at one time, and UDP
+    exchanges of the last 30 seconds or so. Enforced by connection count in the job's network
+    slot.
   - C(cpus) in CPUs, default 1.0, maximum 4.0. CPUs' worth of time per second of wall time.
     Enforced by cgroup CPU bandwidth.
 """

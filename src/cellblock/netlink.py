@@ -1,0 +1,271 @@
+"""Network namespaces, and the interfaces, addresses and routes in them, through the kernel's netlink.
+
+In process: a slot is made and removed for every stage that has a network, and a program for each
+step would cost more than the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNET = 0x40000000
+
+_HEADER = struct.Struct("=IHHII")
+_LINK = struct.Struct("=BxHiII")
+_ADDRESS = struct.Struct("=BBBBI")
+_ROUTE = struct.Struct("=BBBBBBBBI")
+_ATTRIBUTE = struct.Struct("=HH")
+
+_REQUEST, _ACK, _EXCLUSIVE, _CREATE, _DUMP = 0x1, 0x4, 0x200, 0x400, 0x300
+_ERROR, _DONE = 2, 3
+_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _NEWROUTE = 16, 17, 18, 20, 24
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 1, 3, 5, 18, 28
+_INFO_KIND, _INFO_DATA = 1, 2
+_MACVLAN_MODE, _MODE_PRIVATE = 1, 1
+_VETH_PEER = 1
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
+_TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _SCOPE_LINK, _UNICAST = 254, 4, 0, 253, 1
+_ONLINK = 4
+_IFF_UP = 1
+_SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
+_TIMEOUT_S = 10.0
+
+
+class NetlinkError(OSError):
+    """The kernel refused; ``strerror`` is its own explanation where it gave one."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """An interface as the kernel describes it."""
+
+    index: int
+    name: str
+    up: bool
+
+
+@contextlib.contextmanager
+def inside(namespace: int) -> Iterator[None]:
+    """This thread, and the processes that it starts, in the network namespace of a descriptor."""
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        enter(namespace)
+        try:
+            yield
+        finally:
+            enter(before)
+    finally:
+        os.close(before)
+
+
+def enter(namespace: int) -> None:
+    """Moves this thread; see :func:`inside` for the way back."""
+    if _libc.setns(namespace, _CLONE_NEWNET) < 0:
+        raise _os_error("setns")
+
+
+def new_namespace() -> int:
+    """A descriptor of a new, empty network namespace, owned by this process's user namespace.
+
+    It lives as long as the descriptor, or a process in it, does.
+    """
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.unshare(_CLONE_NEWNET) < 0:
+            raise _os_error("unshare")
+        try:
+            return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            enter(before)
+    finally:
+        os.close(before)
+
+
+def _os_error(call: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), call)
+
+
+class Netlink:
+    """A routing socket. It stays with the network namespace in which it was made."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        self._socket.settimeout(_TIMEOUT_S)
+        self._socket.bind((0, 0))
+        for option in (_CAP_ACK, _EXT_ACK):
+            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def link(self, name: str) -> Link | None:
+        """The interface of that name, or None."""
+        body = _LINK.pack(0, 0, 0, 0, 0) + _attribute(_IFLA_IFNAME, _text(name))
+        try:
+            return _parse_link(self._ask(_GETLINK, _REQUEST | _ACK, body)[0])
+        except NetlinkError as problem:
+            if problem.errno == errno.ENODEV:
+                return None
+            raise
+
+    def links(self) -> list[Link]:
+        """All interfaces of the namespace."""
+        body = _LINK.pack(0, 0, 0, 0, 0)
+        return [_parse_link(part) for part in self._ask(_GETLINK, _REQUEST | _DUMP, body)]
+
+    def add_macvlan(self, parent: int, name: str, mac: bytes, namespace: int) -> None:
+        """A clone of ``parent`` in private mode (clones do not hear each other) in ``namespace``."""
+        mode = _attribute(_MACVLAN_MODE, struct.pack("=I", _MODE_PRIVATE))
+        self._do(
+            _NEWLINK,
+            _CREATE | _EXCLUSIVE,
+            _LINK.pack(0, 0, 0, 0, 0)
+            + _attribute(_IFLA_IFNAME, _text(name))
+            + _attribute(_IFLA_LINK, struct.pack("=i", parent))
+            + _attribute(_IFLA_ADDRESS, mac)
+            + _attribute(_IFLA_NET_NS_FD, struct.pack("=I", namespace))
+            + _kind("macvlan", mode),
+        )
+
+    def add_veth(self, name: str, peer_name: str, peer_mac: bytes, namespace: int) -> None:
+        """A pair of which ``name`` is here and the other end in ``namespace``."""
+        peer = (
+            _LINK.pack(0, 0, 0, 0, 0)
+            + _attribute(_IFLA_IFNAME, _text(peer_name))
+            + _attribute(_IFLA_ADDRESS, peer_mac)
+            + _attribute(_IFLA_NET_NS_FD, struct.pack("=I", namespace))
+        )
+        self._do(
+            _NEWLINK,
+            _CREATE | _EXCLUSIVE,
+            _LINK.pack(0, 0, 0, 0, 0)
+            + _attribute(_IFLA_IFNAME, _text(name))
+            + _kind("veth", _attribute(_VETH_PEER, peer)),
+        )
+
+    def set_up(self, index: int) -> None:
+        self._do(_NEWLINK, 0, _LINK.pack(0, 0, index, _IFF_UP, _IFF_UP))
+
+    def delete(self, index: int) -> None:
+        self._do(_DELLINK, 0, _LINK.pack(0, 0, index, 0, 0))
+
+    def add_address(self, index: int, address: IPv4Address, prefix_length: int) -> None:
+        self._do(
+            _NEWADDR,
+            _CREATE | _EXCLUSIVE,
+            _ADDRESS.pack(socket.AF_INET, prefix_length, 0, 0, index)
+            + _attribute(_IFA_LOCAL, address.packed)
+            + _attribute(_IFA_ADDRESS, address.packed),
+        )
+
+    def add_default_route(self, index: int, gateway: IPv4Address) -> None:
+        """Also where no address of the interface covers the gateway."""
+        self._do(
+            _NEWROUTE,
+            _CREATE | _EXCLUSIVE,
+            _ROUTE.pack(
+                socket.AF_INET,
+                0,
+                0,
+                0,
+                _TABLE_MAIN,
+                _PROTOCOL_STATIC,
+                _SCOPE_UNIVERSE,
+                _UNICAST,
+                _ONLINK,
+            )
+            + _attribute(_RTA_OIF, struct.pack("=i", index))
+            + _attribute(_RTA_GATEWAY, gateway.packed),
+        )
+
+    def add_host_route(self, index: int, address: IPv4Address) -> None:
+        """``address`` is directly behind the interface."""
+        self._do(
+            _NEWROUTE,
+            _CREATE | _EXCLUSIVE,
+            _ROUTE.pack(
+                socket.AF_INET, 32, 0, 0, _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_LINK, _UNICAST, 0
+            )
+            + _attribute(_RTA_DST, address.packed)
+            + _attribute(_RTA_OIF, struct.pack("=i", index)),
+        )
+
+    def _do(self, kind: int, flags: int, body: bytes) -> None:
+        self._ask(kind, _REQUEST | _ACK | flags, body)
+
+    def _ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
+        """Sends one request and returns the bodies of the answers to it."""
+        self._sequence += 1
+        size = _HEADER.size + len(body)
+        self._socket.send(_HEADER.pack(size, kind, flags, self._sequence, 0) + body)
+        answers: list[bytes] = []
+        while True:
+            data = self._socket.recv(1 << 18)
+            while data:
+                length, kind, flags, sequence, _ = _HEADER.unpack_from(data)
+                message, data = data[_HEADER.size : length], data[_padded(length) :]
+                if sequence != self._sequence:
+                    continue
+                if kind == _DONE:
+                    return answers
+                if kind != _ERROR:
+                    answers.append(message)
+                    continue
+                (error,) = struct.unpack_from("=i", message)
+                if error == 0:
+                    return answers
+                raise NetlinkError(-error, _explanation(message) or os.strerror(-error))
+
+
+def _explanation(message: bytes) -> str:
+    """The kernel's own words in an error message (NLMSGERR_ATTR_MSG), or nothing."""
+    # The error, and the header of the request; CAP_ACK leaves the rest of the request out.
+    return _attributes(message[4 + _HEADER.size :]).get(1, b"").rstrip(b"\0").decode()
+
+
+def _parse_link(body: bytes) -> Link:
+    _, _, index, flags, _ = _LINK.unpack_from(body)
+    name = _attributes(body[_LINK.size :])[_IFLA_IFNAME].rstrip(b"\0").decode()
+    return Link(index, name, bool(flags & _IFF_UP))
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    found = {}
+    while len(data) >= _ATTRIBUTE.size:
+        size, kind = _ATTRIBUTE.unpack_from(data)
+        found[kind & 0x3FFF] = data[_ATTRIBUTE.size : size]
+        data = data[_padded(size) :]
+    return found
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    size = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(size, kind) + value + bytes(_padded(size) - size)
+
+
+def _kind(kind: str, data: bytes) -> bytes:
+    return _attribute(
+        _IFLA_LINKINFO, _attribute(_INFO_KIND, kind.encode()) + _attribute(_INFO_DATA, data)
+    )
+
+
+def _text(text: str) -> bytes:
+    return text.encode() + b"\0"
+
+
+def _padded(size: int) -> int:
+    return (size + 3) & ~3

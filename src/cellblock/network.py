@@ -1,0 +1,556 @@
+"""Whom jobs may reach: the host's configuration, a stage's policy, and the rules that follow.
+
+Nothing here touches an interface; :mod:`cellblock.slots` makes the namespaces and loads the rules.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses
+from pathlib import Path
+from typing import Any
+
+from cellblock.errors import (
+    CellblockError,
+    ForbiddenDestinationError,
+    HostSetupError,
+    UnresolvedNameError,
+    UnsupportedNetworkError,
+)
+from cellblock.job import PROTOCOLS, Destination, NetworkPolicy, Stage
+from cellblock.limits import StageConstraints
+
+ALWAYS_DENIED: tuple[IPv4Network, ...] = tuple(
+    IPv4Network(cidr)
+    for cidr in """
+    0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
+    192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 224.0.0.0/3
+    """.split()
+)
+"""Private, link-local (metadata), shared, reserved and multicast ranges: no job reaches them, unless
+the host's own policies name an address in them."""
+RESOLVE_TIMEOUT_S = 5.0
+"""For all host names of a stage together."""
+INTERFACE = "job0"
+"""The one interface of a slot besides its loopback."""
+ROUTED_GATEWAY = IPv4Address("169.254.203.1")
+"""In routed mode, the host's end of every slot's veth pair."""
+
+_ANYWHERE = IPv4Network("0.0.0.0/0")
+_MAC_PREFIX = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){2}")
+_INTERFACE_NAME = re.compile(r"[^\s/:]{1,15}")
+
+
+class Mode(str, Enum):
+    """How a slot is connected."""
+
+    MACVLAN = "macvlan"
+    """A clone of the parent, on its segment."""
+    ROUTED = "routed"
+    """A veth pair; the host forwards."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Ports of networks that may be connected to."""
+
+    to: tuple[IPv4Network, ...]
+    protocol: str
+    ports: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class HostPolicy:
+    """What a policy of the host's gives: ``allow`` before, ``internet`` after what is denied."""
+
+    allow: tuple[Reach, ...]
+    internet: tuple[Reach, ...]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The section ``network`` of the host's configuration.
+
+    Slot ``n`` (from 0) has the address ``addresses[n]`` and the MAC ``mac_prefix`` plus the last
+    three bytes of that address, so that neither is twice on a segment.
+    """
+
+    mode: Mode
+    parent: str
+    slots: int
+    addresses: IPv4Network
+    prefix_length: int
+    gateway: IPv4Address
+    mac_prefix: str
+    resolvers: tuple[IPv4Address, ...]
+    denied: tuple[IPv4Network, ...]
+    policies: Mapping[NetworkPolicy, HostPolicy]
+    guard_tables: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def parse(cls, data: object, where: str) -> NetworkConfig:
+        """From plain data; raises :class:`HostSetupError` that names the field below ``where``."""
+        return _Config(where).parse(data)
+
+    def address(self, slot: int) -> IPv4Address:
+        return self.addresses[slot]
+
+    def mac(self, slot: int) -> bytes:
+        return bytes.fromhex(self.mac_prefix.replace(":", "")) + self.address(slot).packed[1:]
+
+    def all_denied(self) -> tuple[IPv4Network, ...]:
+        """Disjoint networks: what is always denied, what the host adds, and the job network itself."""
+        own = IPv4Network((self.gateway, self.prefix_length), strict=False)
+        networks = [*ALWAYS_DENIED, *self.denied, self.addresses]
+        if self.mode is Mode.MACVLAN:
+            networks.append(own)
+        return tuple(collapse_addresses(networks))
+
+
+@dataclass(frozen=True)
+class Access:
+    """A stage's policy, ready to be loaded: names are resolved, everything is checked."""
+
+    policy: NetworkPolicy
+    before_denied: tuple[Reach, ...]
+    after_denied: tuple[Reach, ...]
+    hosts: str
+    """The job's /etc/hosts."""
+    resolv_conf: str
+    """The job's /etc/resolv.conf."""
+
+    @classmethod
+    def of(
+        cls,
+        stage: Stage,
+        where: str,
+        config: NetworkConfig,
+        host_name: str,
+        resolve: Callable[[Sequence[str]], Mapping[str, Sequence[IPv4Address]]] | None = None,
+    ) -> Access:
+        """What ``stage`` may reach; names in it are resolved now and pinned.
+
+        Raises :class:`UnsupportedNetworkError` for a policy that this host does not have,
+        :class:`ForbiddenDestinationError` and :class:`UnresolvedNameError` for its allow list.
+        """
+        if stage.network is NetworkPolicy.ALLOW:
+            return cls._of_list(
+                stage.network_allow, f"{where}.network_allow", config, resolve or resolve_names
+            )
+        policy = config.policies.get(stage.network)
+        if policy is None:
+            known = ["none", *sorted(p.value for p in config.policies), "allow"]
+            raise UnsupportedNetworkError(
+                f"{where}.network",
+                f"is {stage.network.value!r}, which {host_name} has no rules for",
+                f"use one of {', '.join(known)}",
+            )
+        internet = stage.network is NetworkPolicy.INTERNET
+        return cls(
+            policy=stage.network,
+            before_denied=policy.allow,
+            after_denied=policy.internet,
+            hosts=_hosts_file({}),
+            resolv_conf=_resolv_conf(config.resolvers if internet else ()),
+        )
+
+    @classmethod
+    def _of_list(
+        cls,
+        wanted: Sequence[Destination],
+        where: str,
+        config: NetworkConfig,
+        resolve: Callable[[Sequence[str]], Mapping[str, Sequence[IPv4Address]]],
+    ) -> Access:
+        denied = config.all_denied()
+        names = list(dict.fromkeys(entry.name for entry in wanted if entry.name is not None))
+        try:
+            pinned = dict(resolve(names)) if names else {}
+        except UnresolvedNameError as problem:
+            raise UnresolvedNameError(where, problem.message, problem.remedy) from None
+        reaches = []
+        for index, entry in enumerate(wanted):
+            networks: tuple[IPv4Network, ...]
+            if entry.name is None:
+                networks = (entry.network,)
+            else:
+                networks = tuple(IPv4Network(address) for address in pinned[entry.name])
+            for network in networks:
+                _refuse_denied(network, entry, denied, f"{where}[{index}].to")
+            reaches.append(Reach(networks, entry.protocol, entry.ports))
+        return cls(
+            policy=NetworkPolicy.ALLOW,
+            before_denied=(),
+            after_denied=tuple(reaches),
+            hosts=_hosts_file(pinned),
+            resolv_conf=_resolv_conf(()),
+        )
+
+
+def _refuse_denied(
+    network: IPv4Network, entry: Destination, denied: Iterable[IPv4Network], where: str
+) -> None:
+    for other in denied:
+        if network.overlaps(other):
+            what = f"is {entry.to}" + ("" if entry.name is None else f" ({network[0]})")
+            raise ForbiddenDestinationError(
+                where,
+                f"{what}, {'in' if network.subnet_of(other) else 'which overlaps'} {other}, "
+                "which no job may reach",
+                "name public addresses only; private, link-local, metadata and the fleet's own "
+                "addresses are never open to jobs",
+            )
+
+
+def resolve_names(names: Sequence[str]) -> Mapping[str, Sequence[IPv4Address]]:
+    """IPv4 addresses of ``names`` by this host's resolver, within :data:`RESOLVE_TIMEOUT_S`.
+
+    Raises :class:`UnresolvedNameError`; its subject is the name.
+    """
+    found: dict[str, list[IPv4Address] | str] = {}
+    # The C library's own timeouts are longer and cannot be set: whoever is late is left behind.
+    threads = [threading.Thread(target=_resolve, args=(name, found), daemon=True) for name in names]
+    deadline = time.monotonic() + RESOLVE_TIMEOUT_S
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    resolved: dict[str, Sequence[IPv4Address]] = {}
+    for name in names:
+        answer = found.get(name, f"no answer within {RESOLVE_TIMEOUT_S:.0f} s")
+        if isinstance(answer, str):
+            raise UnresolvedNameError(
+                name,
+                f"names {name}, which does not resolve to an IPv4 address ({answer})",
+                "correct the name, or name its addresses",
+            )
+        resolved[name] = answer
+    return resolved
+
+
+def _resolve(name: str, found: dict[str, list[IPv4Address] | str]) -> None:
+    try:
+        infos = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
+        found[name] = sorted({IPv4Address(info[4][0]) for info in infos})
+    except OSError as problem:
+        found[name] = str(problem.strerror)
+    except UnicodeError:
+        found[name] = "it is not a host name"
+
+
+def _hosts_file(pinned: Mapping[str, Sequence[IPv4Address]]) -> str:
+    lines = ["127.0.0.1\tlocalhost cellblock"]
+    lines += [f"{address}\t{name}" for name, addresses in pinned.items() for address in addresses]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _resolv_conf(resolvers: Sequence[IPv4Address]) -> str:
+    if not resolvers:
+        # Without a nameserver, libc would ask one on the loopback, where there is none.
+        return "# This job has no name service; the names it may use are in /etc/hosts.\n"
+    return "".join(f"nameserver {address}\n" for address in resolvers)
+
+
+# --- Rules ----------------------------------------------------------------------------------------
+
+
+def closed_rules(config: NetworkConfig, slot: int) -> str:
+    """The slot's tables before it has a policy: nothing gets in or out.
+
+    All that does not depend on the stage is here, so that :func:`open_rules` has little to add.
+    The table netdev sees what the other does not: frames of packet sockets, and ARP.
+    """
+    address = config.address(slot)
+    mac = ":".join(f"{byte:02x}" for byte in config.mac(slot))
+    return f"""
+table inet cellblock {{
+    counter sent {{ }}
+    counter received {{ }}
+    counter refused {{ }}
+    counter throttled {{ }}
+    counter over_bytes {{ }}
+    counter over_connections {{ }}
+    set denied {{
+        type ipv4_addr
+        flags interval
+        elements = {{ {", ".join(map(str, config.all_denied()))} }}
+    }}
+    chain allowed {{
+    }}
+    chain outgoing {{
+    }}
+    chain incoming {{
+    }}
+    chain output {{
+        type filter hook output priority filter; policy drop;
+        oif "lo" accept
+        ip saddr != {address} counter name refused drop
+        ip saddr {address} jump allowed
+        counter name refused reject with icmpx admin-prohibited
+    }}
+    chain input {{
+        type filter hook input priority filter; policy drop;
+        iif "lo" accept
+        ip daddr != {address} drop
+        ct state established ct direction reply goto incoming
+        ct state related icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} accept
+    }}
+    chain forward {{
+        type filter hook forward priority filter; policy drop;
+    }}
+}}
+table netdev cellblock {{
+    chain egress {{
+        type filter hook egress device "{INTERFACE}" priority filter; policy drop;
+        ether saddr != {mac} drop
+        ether type ip ip saddr {address} accept
+        ether type arp arp saddr ether {mac} arp saddr ip {address} accept
+    }}
+}}
+"""
+
+
+def open_rules(access: Access, constraints: StageConstraints) -> str:
+    """What opens a closed slot for one stage, to be loaded in one transaction.
+
+    The order in ``outgoing``: what is throttled costs no quota, and what the quota refuses is not sent.
+    """
+    table = "inet cellblock"
+    rate = constraints.network_bytes_per_second
+    flow = [
+        f"limit rate over {rate} bytes/second counter name throttled drop",
+        "quota name volume counter name over_bytes drop",
+    ]
+    new = (
+        f"ct state new ct count over {constraints.network_connections} "
+        "counter name over_connections reject with icmpx admin-prohibited"
+    )
+    # The rule that opens comes last; the kernel takes all of them at once anyway.
+    commands = [f"add quota {table} volume {{ over {constraints.network_bytes} bytes }}"]
+    commands += [f"add rule {table} outgoing {rule}" for rule in [new, *flow]]
+    commands += [f"add rule {table} incoming {rule}" for rule in flow]
+    commands.append(f"add rule {table} outgoing counter name sent accept")
+    commands.append(f"add rule {table} incoming counter name received accept")
+    commands += [f"add rule {table} allowed {_match(reach)}" for reach in access.before_denied]
+    if access.after_denied:
+        commands.append(f"add rule {table} allowed ip daddr @denied return")
+    commands += [f"add rule {table} allowed {_match(reach)}" for reach in access.after_denied]
+    return "\n".join(commands)
+
+
+def _match(reach: Reach) -> str:
+    networks = list(collapse_addresses(reach.to))
+    to = "" if networks == [_ANYWHERE] else f"ip daddr {_one_or_set(networks)} "
+    return f"{to}{reach.protocol} dport {_one_or_set(sorted(set(reach.ports)))} goto outgoing"
+
+
+def _one_or_set(values: Sequence[object]) -> str:
+    return str(values[0]) if len(values) == 1 else f"{{ {', '.join(map(str, values))} }}"
+
+
+# --- Configuration --------------------------------------------------------------------------------
+
+
+class _Config:
+    """Parses the section; every mistake is named with its field."""
+
+    _FIELDS = (
+        *("mode", "parent", "slots", "addresses", "prefix_length", "gateway", "mac_prefix"),
+        *("resolvers", "denied", "policies", "guard"),
+    )
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def parse(self, data: object) -> NetworkConfig:
+        fields = self._mapping(data, "", self._FIELDS)
+        try:
+            mode = Mode(fields.get("mode"))
+        except ValueError:
+            raise self._wrong(".mode", fields.get("mode"), "write macvlan or routed") from None
+        routed = mode is Mode.ROUTED
+        config = NetworkConfig(
+            mode=mode,
+            parent="" if routed else self._parent(fields.get("parent")),
+            slots=self._integer(fields.get("slots"), ".slots", 1, 4096),
+            addresses=self._network(fields.get("addresses"), ".addresses"),
+            prefix_length=32
+            if routed
+            else self._integer(fields.get("prefix_length"), ".prefix_length", 8, 30),
+            gateway=ROUTED_GATEWAY if routed else self._address(fields.get("gateway"), ".gateway"),
+            mac_prefix=self._mac_prefix(fields.get("mac_prefix")),
+            resolvers=tuple(
+                self._address(entry, f".resolvers[{i}]")
+                for i, entry in enumerate(self._list(fields.get("resolvers", []), ".resolvers"))
+            ),
+            denied=tuple(
+                network
+                for i, entry in enumerate(self._list(fields.get("denied", []), ".denied"))
+                if (network := self._denied(entry, f".denied[{i}]")) is not None
+            ),
+            policies=self._policies(fields.get("policies")),
+            guard_tables=self._guard(fields.get("guard", {"tables": []})),
+        )
+        self._check_addresses(config)
+        if NetworkPolicy.INTERNET in config.policies and not config.resolvers:
+            raise HostSetupError(
+                f"{self._where}.resolvers",
+                "is empty, and the policy internet needs one",
+                "name a resolver, or leave out that policy",
+            )
+        return config
+
+    def _check_addresses(self, config: NetworkConfig) -> None:
+        if config.slots > config.addresses.num_addresses:
+            raise HostSetupError(
+                f"{self._where}.addresses",
+                f"{config.addresses} has {config.addresses.num_addresses} addresses for "
+                f"{config.slots} slots",
+                "give this host a larger range or fewer slots",
+            )
+        if config.mode is Mode.ROUTED:
+            return
+        segment = IPv4Network((config.gateway, config.prefix_length), strict=False)
+        used = {config.address(slot) for slot in range(config.slots)}
+        if not config.addresses.subnet_of(segment):
+            raise HostSetupError(
+                f"{self._where}.addresses",
+                f"{config.addresses} is not within the segment {segment} of the gateway",
+                "correct addresses, prefix_length or gateway",
+            )
+        for address, what in (
+            (config.gateway, "the gateway"),
+            (segment.network_address, "the segment's own address"),
+            (segment.broadcast_address, "the segment's broadcast address"),
+        ):
+            if address in used:
+                raise HostSetupError(
+                    f"{self._where}.addresses",
+                    f"{config.addresses} has {address}, {what}, among the slots' addresses",
+                    "choose a range without it",
+                )
+
+    def _parent(self, value: object) -> str:
+        if not isinstance(value, str) or not _INTERFACE_NAME.fullmatch(value):
+            raise self._wrong(".parent", value, "write the name of an interface of this host")
+        return value
+
+    def _mac_prefix(self, value: object) -> str:
+        if not isinstance(value, str) or not _MAC_PREFIX.fullmatch(value.lower()):
+            raise self._wrong(".mac_prefix", value, "write three bytes such as 02:cb:00")
+        if int(value[:2], 16) & 3 != 2:
+            raise self._wrong(
+                ".mac_prefix", value, "choose a locally administered unicast one such as 02:cb:00"
+            )
+        return value.lower()
+
+    def _policies(self, value: object) -> dict[NetworkPolicy, HostPolicy]:
+        ours = (NetworkPolicy.CACHE.value, NetworkPolicy.INTERNET.value)
+        policies = {}
+        for name, entry in self._mapping(value, ".policies", ours).items():
+            where = f".policies.{name}"
+            fields = self._mapping(entry, where, ("allow", "internet"))
+            policies[NetworkPolicy(name)] = HostPolicy(
+                allow=tuple(
+                    self._reach(reach, f"{where}.allow[{i}]", with_to=True)
+                    for i, reach in enumerate(self._list(fields.get("allow", []), f"{where}.allow"))
+                ),
+                internet=tuple(
+                    self._reach(reach, f"{where}.internet[{i}]", with_to=False)
+                    for i, reach in enumerate(
+                        self._list(fields.get("internet", []), f"{where}.internet")
+                    )
+                ),
+            )
+        return policies
+
+    def _reach(self, value: object, where: str, *, with_to: bool) -> Reach:
+        known = ("to", "protocol", "ports") if with_to else ("protocol", "ports")
+        fields = self._mapping(value, where, known)
+        if fields.get("protocol") not in PROTOCOLS:
+            raise self._wrong(f"{where}.protocol", fields.get("protocol"), "write tcp or udp")
+        to: tuple[IPv4Network, ...] = (_ANYWHERE,)
+        if with_to:
+            to = tuple(
+                self._network(entry, f"{where}.to[{i}]")
+                for i, entry in enumerate(self._list(fields.get("to"), f"{where}.to", least=1))
+            )
+        ports = self._list(fields.get("ports"), f"{where}.ports", least=1)
+        return Reach(
+            to,
+            fields["protocol"],
+            tuple(self._integer(p, f"{where}.ports[{i}]", 1, 65535) for i, p in enumerate(ports)),
+        )
+
+    def _guard(self, value: object) -> tuple[tuple[str, str], ...]:
+        tables = self._list(
+            self._mapping(value, ".guard", ("tables",)).get("tables"), ".guard.tables"
+        )
+        parsed = []
+        for index, entry in enumerate(tables):
+            if (
+                not isinstance(entry, list)
+                or len(entry) != 2
+                or not all(isinstance(word, str) and word for word in entry)
+            ):
+                raise self._wrong(
+                    f".guard.tables[{index}]", entry, "write family and name, as [inet, cellblock]"
+                )
+            parsed.append((entry[0], entry[1]))
+        return tuple(parsed)
+
+    def _denied(self, value: object, where: str) -> IPv4Network | None:
+        """None for an IPv6 network: slots have no IPv6, all of it is denied."""
+        if isinstance(value, str) and ":" in value:
+            return None
+        return self._network(value, where)
+
+    def _network(self, value: object, where: str) -> IPv4Network:
+        try:
+            return IPv4Network(value if isinstance(value, str) else "")
+        except ValueError:
+            raise self._wrong(where, value, "write an IPv4 network such as 192.0.2.0/24") from None
+
+    def _address(self, value: object, where: str) -> IPv4Address:
+        try:
+            return IPv4Address(value if isinstance(value, str) else "")
+        except ValueError:
+            raise self._wrong(where, value, "write an IPv4 address") from None
+
+    def _integer(self, value: object, where: str, least: int, most: int) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self._wrong(where, value, f"write a number from {least} to {most}")
+        return value
+
+    def _list(self, value: object, where: str, least: int = 0) -> list[Any]:
+        if not isinstance(value, list) or len(value) < least:
+            raise self._wrong(where, value, "write a list" + (" of one or more" if least else ""))
+        return value
+
+    def _mapping(self, value: object, where: str, known: Sequence[str]) -> Mapping[str, Any]:
+        if not isinstance(value, Mapping):
+            raise self._wrong(where, value, f"write the fields {', '.join(known)}")
+        for name in value:
+            if name not in known:
+                raise HostSetupError(
+                    f"{self._where}{where}.{name}",
+                    "is not a known field",
+                    f"the fields here are {', '.join(known)}",
+                )
+        return value
+
+    def _wrong(self, where: str, value: object, remedy: str) -> CellblockError:
+        shown = "is missing" if value is None else f"is {value!r}"
+        return HostSetupError(f"{self._where}{where}", shown, f"{remedy}, or run the macvlan role")
+
+
+def load_config(data: Mapping[str, Any], path: Path) -> NetworkConfig | None:
+    """The section ``network`` of the configuration in ``path``; None where it is absent."""
+    section = data.get("network")
+    return None if section is None else NetworkConfig.parse(section, f"{path}: network")
