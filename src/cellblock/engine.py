@@ -466,10 +466,10 @@ class _StageRun:
 
     def _check_volume(self, traffic: Traffic) -> None:
         if traffic.over_bytes_packets:
-            tried = traffic.sent_bytes + traffic.received_bytes + traffic.over_bytes
-            self._violate(
-                "network_bytes", self._stage.constraints.network_bytes, tried, "nft_quota"
-            )
+            # All that passed, and the packet that was too much; those after it are retransmissions.
+            passed = traffic.sent_bytes + traffic.received_bytes
+            seen = passed + traffic.over_bytes // traffic.over_bytes_packets
+            self._violate("network_bytes", self._stage.constraints.network_bytes, seen, "nft_quota")
 
     def _add_network_violations(self, traffic: Traffic) -> None:
         self._check_volume(traffic)

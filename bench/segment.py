@@ -1,0 +1,114 @@
+"""A fleet's network segment on this machine, in network namespaces that no route leads out of.
+
+For measurements and tests of the job network as root: a bridge, hosts on it that answer, and the
+slave on which slots are made. Everything ends with the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from cellblock.netlink import inside, new_namespace
+
+PARENT = "cellblock0"
+SLAVE, CACHE, DATABASE, GATEWAY = "10.213.0.21", "10.213.0.14", "10.213.0.12", "10.213.0.30"
+INTERNET, OTHER_INTERNET, METADATA = "198.51.100.10", "203.0.113.10", "169.254.169.254"
+"""Addresses of the gateway."""
+
+
+class Segment:
+    """The segment. ``slave``, ``cache``, ``database`` and ``gateway`` are descriptors of the
+    namespaces of its hosts."""
+
+    def __init__(self) -> None:
+        self._wire = new_namespace()
+        self.ip(self._wire, "link add wire type bridge mcast_snooping 0")
+        self.ip(self._wire, "link set wire up")
+        self.slave = self._host("slave", SLAVE, PARENT)
+        self.cache = self._host("cache", CACHE)
+        self.database = self._host("database", DATABASE)
+        self.gateway = self._host("gateway", GATEWAY)
+        for address in (INTERNET, OTHER_INTERNET, METADATA):
+            self.ip(self.gateway, f"address add {address}/32 dev lo")
+
+    def _host(self, name: str, address: str, interface: str = "eth0") -> int:
+        namespace = new_namespace()
+        path = f"/proc/{os.getpid()}/fd/{namespace}"
+        self.ip(self._wire, f"link add {name} type veth peer name {interface} netns {path}")
+        self.ip(self._wire, f"link set {name} master wire up")
+        self.ip(namespace, "link set lo up")
+        self.ip(namespace, f"link set {interface} up")
+        self.ip(namespace, f"address add {address}/24 dev {interface}")
+        if address != GATEWAY:
+            self.ip(namespace, f"route add default via {GATEWAY}")
+        return namespace
+
+    def ip(self, namespace: int, arguments: str) -> str:
+        """Runs iproute2's ``ip`` there and returns what it prints."""
+        with inside(namespace):
+            return subprocess.run(
+                ["ip", *arguments.split()], check=True, capture_output=True, text=True
+            ).stdout
+
+    def config(self, **changes: Any) -> dict[str, Any]:
+        """A section ``network`` of engine.json for the slave."""
+        cache = {"to": [f"{CACHE}/32"], "protocol": "tcp", "ports": [3142]}
+        dns = {"to": [f"{CACHE}/32"], "protocol": "udp", "ports": [53]}
+        return {
+            "mode": "macvlan",
+            "parent": PARENT,
+            "slots": 4,
+            "addresses": "10.213.0.128/27",
+            "prefix_length": 24,
+            "gateway": GATEWAY,
+            "mac_prefix": "02:cb:00",
+            "resolvers": [CACHE],
+            "denied": ["192.0.2.0/24"],
+            "policies": {
+                "cache": {"allow": [cache]},
+                "internet": {
+                    "allow": [cache, dns],
+                    "internet": [{"protocol": "tcp", "ports": [80, 443]}],
+                },
+            },
+            **changes,
+        }
+
+
+@contextlib.contextmanager
+def serving(
+    namespace: int, port: int, handle: Callable[[socket.socket], None], address: str = ""
+) -> Iterator[None]:
+    """A TCP server in ``namespace``; every connection is handled in a thread of its own."""
+    with inside(namespace):
+        listener = socket.create_server((address, port), backlog=1024)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    def answer(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            handle(connection)
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def hello(connection: socket.socket) -> None:
+    """Says hello and waits until the client has gone."""
+    connection.sendall(b"hello")
+    while connection.recv(1 << 16):
+        pass

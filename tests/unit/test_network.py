@@ -1,0 +1,222 @@
+"""Job networks on paper: the host's section, what a stage may reach, and the rules that follow."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+import pytest
+
+from cellblock import network
+from cellblock.errors import (
+    ForbiddenDestinationError,
+    HostSetupError,
+    InvalidJobError,
+    UnresolvedNameError,
+    UnsupportedNetworkError,
+)
+from cellblock.job import Stage, parse_job
+from cellblock.limits import StageConstraints
+from cellblock.network import Access, NetworkConfig
+
+CACHE = {"to": ["10.213.0.14/32"], "protocol": "tcp", "ports": [3142]}
+
+
+def section(**changes: Any) -> dict[str, Any]:
+    fields = {
+        "mode": "macvlan",
+        "parent": "cellblock0",
+        "slots": 16,
+        "addresses": "10.213.0.128/27",
+        "prefix_length": 24,
+        "gateway": "10.213.0.30",
+        "mac_prefix": "02:CB:00",
+        "resolvers": ["10.213.0.14"],
+        "denied": ["192.0.2.0/24", "2001:db8::/32"],
+        "policies": {
+            "cache": {"allow": [CACHE]},
+            "internet": {"allow": [CACHE], "internet": [{"protocol": "tcp", "ports": [80, 443]}]},
+        },
+        "guard": {"tables": [["inet", "cellblock"]]},
+        **changes,
+    }
+    return {name: value for name, value in fields.items() if value is not ...}
+
+
+def config(**changes: Any) -> NetworkConfig:
+    return NetworkConfig.parse(section(**changes), "engine.json: network")
+
+
+def stage(**fields: Any) -> Stage:
+    return parse_job(
+        {"environment": "base", "stages": [{"name": "run", "command": ["true"], **fields}]}
+    ).stages[0]
+
+
+def names(table: Mapping[str, Sequence[str]]) -> Any:
+    return lambda wanted: {name: [IPv4Address(a) for a in table[name]] for name in wanted}
+
+
+def allow(to: str, table: Mapping[str, Sequence[str]] | None = None, **changes: Any) -> Access:
+    entry = {"to": to, "protocol": "tcp", "ports": [443]}
+    wanted = stage(network="allow", network_allow=[entry])
+    return Access.of(wanted, "stages[0]", config(**changes), "slave1", names(table or {}))
+
+
+def test_addresses_of_slots() -> None:
+    parsed = config()
+    assert str(parsed.address(3)) == "10.213.0.131"
+    assert parsed.mac(3) == bytes.fromhex("02cb00d50083")
+    assert len({parsed.mac(slot) for slot in range(parsed.slots)}) == parsed.slots
+
+
+def test_denied_has_the_segment_and_what_the_host_adds() -> None:
+    denied = config(addresses="198.51.100.64/28", gateway="198.51.100.1").all_denied()
+    for address in ("10.1.2.3", "169.254.169.254", "127.0.0.1", "192.0.2.1", "198.51.100.200"):
+        assert any(IPv4Address(address) in entry for entry in denied), address
+    assert not any(IPv4Address("8.8.8.8") in entry for entry in denied)
+    assert IPv4Network("0.0.0.0/0") not in denied
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "complaint"),
+    [
+        ({"mode": "bridge"}, ".mode", "macvlan or routed"),
+        ({"parent": ...}, ".parent", "is missing"),
+        ({"parent": "a/b"}, ".parent", "name of an interface"),
+        ({"slots": 0}, ".slots", "from 1 to"),
+        ({"slots": True}, ".slots", "from 1 to"),
+        ({"slots": 33}, ".addresses", "has 32 addresses for 33 slots"),
+        ({"addresses": "10.213.0.129/27"}, ".addresses", "IPv4 network"),
+        ({"addresses": "10.214.0.0/27"}, ".addresses", "not within the segment 10.213.0.0/24"),
+        ({"addresses": "10.213.0.0/27"}, ".addresses", "the segment's own address"),
+        ({"addresses": "10.213.0.16/28"}, ".addresses", "the gateway"),
+        ({"addresses": "10.213.0.240/28"}, ".addresses", "broadcast"),
+        ({"gateway": "fe80::1"}, ".gateway", "IPv4 address"),
+        ({"mac_prefix": "02:cb"}, ".mac_prefix", "three bytes"),
+        ({"mac_prefix": "00:cb:00"}, ".mac_prefix", "locally administered"),
+        ({"mac_prefix": "03:cb:00"}, ".mac_prefix", "locally administered"),
+        ({"resolvers": []}, ".resolvers", "needs one"),
+        ({"denied": "10.0.0.0/8"}, ".denied", "a list"),
+        ({"denied": ["10.0.0.1/8"]}, ".denied[0]", "IPv4 network"),
+        ({"policies": {"all": {}}}, ".policies.all", "not a known field"),
+        ({"policies": {"cache": {"allow": [{**CACHE, "to": []}]}}}, ".to", "one or more"),
+        ({"policies": {"cache": {"allow": [{**CACHE, "ports": [0]}]}}}, ".ports[0]", "65535"),
+        ({"policies": {"cache": {"allow": [{**CACHE, "protocol": "icmp"}]}}}, ".protocol", "tcp"),
+        ({"guard": {"tables": ["inet"]}}, ".guard.tables[0]", "family and name"),
+        ({"gate": 1}, ".gate", "not a known field"),
+    ],
+)
+def test_what_is_wrong_in_the_section(changes: Any, field: str, complaint: str) -> None:
+    with pytest.raises(HostSetupError) as caught:
+        config(**changes)
+    assert caught.value.subject.startswith("engine.json: network")
+    assert caught.value.subject.endswith(field)
+    assert complaint in str(caught.value)
+
+
+def test_routed_mode_needs_no_segment() -> None:
+    parsed = config(mode="routed", parent=..., gateway=..., prefix_length=..., slots=32)
+    assert (parsed.prefix_length, parsed.gateway) == (32, network.ROUTED_GATEWAY)
+
+
+@pytest.mark.parametrize(
+    ("to", "complaint"),
+    [
+        ("10.1.2.3", "in 10.0.0.0/8"),
+        ("169.254.169.254", "in 169.254.0.0/16"),
+        ("192.0.2.128/25", "in 192.0.2.0/24"),
+        ("8.0.0.0/5", "overlaps 10.0.0.0/8"),
+        ("0.0.0.0/0", "overlaps"),
+        ("rebinding.example", "is rebinding.example (10.213.0.12), in 10.0.0.0/8"),
+    ],
+)
+def test_destinations_that_no_job_may_reach(to: str, complaint: str) -> None:
+    table = {"rebinding.example": ["198.51.100.10", "10.213.0.12"]}
+    with pytest.raises(ForbiddenDestinationError, match="no job may reach") as caught:
+        allow(to, table)
+    assert caught.value.subject == "stages[0].network_allow[0].to"
+    assert complaint in str(caught.value)
+
+
+def test_names_are_pinned() -> None:
+    access = allow("mirror.example", {"mirror.example": ["198.51.100.10", "203.0.113.10"]})
+    assert "198.51.100.10\tmirror.example\n203.0.113.10\tmirror.example\n" in access.hosts
+    assert "nameserver" not in access.resolv_conf
+    rules = network.open_rules(access, StageConstraints())
+    assert "ip daddr { 198.51.100.10/32, 203.0.113.10/32 } tcp dport 443 goto outgoing" in rules
+
+
+def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*_: Any) -> Any:
+        raise OSError(-2, "Name or service not known")
+
+    monkeypatch.setattr(network.socket, "getaddrinfo", nothing)
+    with pytest.raises(UnresolvedNameError, match=r"mirror\.example.*not known"):
+        network.resolve_names(["mirror.example"])
+
+
+def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = threading.Event()
+    monkeypatch.setattr(network, "RESOLVE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(network.socket, "getaddrinfo", lambda *_: [] if late.wait(5) else [])
+    with pytest.raises(UnresolvedNameError, match="no answer within"):
+        network.resolve_names(["mirror.example"])
+    late.set()
+
+
+def test_policies_of_the_host() -> None:
+    internet = Access.of(stage(network="internet"), "stages[0]", config(), "slave1")
+    assert internet.resolv_conf == "nameserver 10.213.0.14\n"
+    lines = network.open_rules(internet, StageConstraints()).splitlines()
+    chain = [line.partition(" allowed ")[2] for line in lines if " allowed " in line]
+    assert chain == [
+        "ip daddr 10.213.0.14/32 tcp dport 3142 goto outgoing",
+        "ip daddr @denied return",
+        "tcp dport { 80, 443 } goto outgoing",
+    ]
+    with pytest.raises(UnsupportedNetworkError, match="slave1 has no rules for; use one of none"):
+        Access.of(stage(network="cache"), "stages[0]", config(policies={}), "slave1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"network": "internet", "network_allow": []}, "of no use with the policy internet"),
+        ({"network": "allow"}, "is missing"),
+        ({"network": "allow", "network_allow": []}, "a list of 1 to"),
+        ({"network": "allow", "network_allow": [{"to": "a.example"}]}, "protocol: is missing"),
+    ],
+)
+def test_allow_lists_that_make_no_sense(fields: Any, complaint: str) -> None:
+    with pytest.raises(InvalidJobError) as caught:
+        stage(**fields)
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"to": "2001:db8::1"}, "to"),
+        ({"to": "198.51.100.1/24"}, "to"),
+        ({"to": "198.51.100.999"}, "to"),
+        ({"to": "198.51.100"}, "to"),
+        ({"to": "-a.example"}, "to"),
+        ({"to": "a..example"}, "to"),
+        ({"to": "a.example; drop"}, "to"),
+        ({"to": ""}, "to"),
+        ({"protocol": "icmp"}, "protocol"),
+        ({"ports": []}, "ports"),
+        ({"ports": [0]}, "ports"),
+        ({"ports": ["443"]}, "ports"),
+        ({"ports": [True]}, "ports"),
+        ({"ports": 443}, "ports"),
+    ],
+)
+def test_entries_that_make_no_sense(changes: Any, field: str) -> None:
+    entry = {"to": "198.51.100.10", "protocol": "tcp", "ports": [443], **changes}
+    with pytest.raises(InvalidJobError) as caught:
+        stage(network="allow", network_allow=[entry])
+    assert caught.value.subject == f"stages[0].network_allow[0].{field}"

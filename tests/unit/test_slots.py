@@ -1,0 +1,479 @@
+"""Network slots for real: namespaces on a segment that no route leads out of. Root only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cellblock.errors import HostSetupError
+from cellblock.job import parse_job
+from cellblock.limits import StageConstraints
+from cellblock.netlink import Netlink, inside, new_namespace
+from cellblock.network import INTERFACE, Access, NetworkConfig
+from cellblock.nft import Nft
+from cellblock.slots import Slot, SlotPool
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+
+import segment as lab  # noqa: E402
+
+
+def _obstacle() -> str:
+    if os.geteuid() != 0:
+        return "only root can make network namespaces"
+    try:
+        os.close(new_namespace())
+        Nft().close()
+    except (OSError, HostSetupError) as problem:
+        return f"no network slots here: {problem}"
+    return ""
+
+
+OBSTACLE = _obstacle()
+pytestmark = pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE or "-")
+
+FAST = StageConstraints(network_bytes_per_second=2**30)
+ALLOWED = {"to": lab.INTERNET, "protocol": "tcp", "ports": [8080]}
+
+
+@pytest.fixture(scope="module")
+def segment() -> Iterator[lab.Segment]:
+    made = lab.Segment()
+    with contextlib.ExitStack() as stack:
+        for namespace, ports in (
+            (made.cache, (3142, 9999)),
+            (made.database, (5432,)),
+            (made.gateway, (80, 443, 8080)),
+            (made.slave, (22, 9999)),
+        ):
+            for port in ports:
+                stack.enter_context(lab.serving(namespace, port, lab.hello))
+        yield made
+
+
+MakePool = Callable[..., SlotPool]
+
+
+@pytest.fixture
+def make_pool(segment: lab.Segment, tmp_path: Path) -> Iterator[MakePool]:
+    pools = []
+
+    def make(*, ready: bool = True, **changes: Any) -> SlotPool:
+        config = NetworkConfig.parse(segment.config(**changes), "network")
+        with inside(segment.slave):
+            pool = SlotPool(config, tmp_path / "network")
+        pools.append(pool)
+        if ready:
+            assert pool.wait_until_ready(20)
+        return pool
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def access(pool: SlotPool, policy: str, *allow: dict[str, Any]) -> Access:
+    fields = {"network": policy, **({"network_allow": list(allow)} if allow else {})}
+    stage = {"name": "run", "command": ["true"], **fields}
+    parsed = parse_job({"environment": "base", "stages": [stage]}).stages[0]
+    return Access.of(parsed, "stages[0]", pool.config, "slave1")
+
+
+@contextlib.contextmanager
+def slot(
+    pool: SlotPool, policy: str, *allow: dict[str, Any], limits: StageConstraints = FAST
+) -> Iterator[Slot]:
+    with pool.take(access(pool, policy, *allow), limits, lambda: False) as taken:
+        yield taken
+
+
+def reach(namespace: int, address: str, port: int, *, timeout_s: float = 0.5) -> str:
+    """``hello`` where the server answered, else what went wrong."""
+    with inside(namespace), socket.socket() as connection:
+        connection.settimeout(timeout_s)
+        try:
+            connection.connect((address, port))
+            return connection.recv(5).decode()
+        except OSError as problem:
+            return f"{type(problem).__name__} {problem}"
+
+
+TARGETS = {
+    "cache": (lab.CACHE, 3142),
+    "cache, another port": (lab.CACHE, 9999),
+    "database": (lab.DATABASE, 5432),
+    "gateway": (lab.GATEWAY, 80),
+    "metadata": (lab.METADATA, 80),
+    "the slave": (lab.SLAVE, 22),
+    "web": (lab.INTERNET, 80),
+    "web, elsewhere": (lab.OTHER_INTERNET, 443),
+    "another port": (lab.INTERNET, 8080),
+}
+
+
+@pytest.mark.parametrize(
+    ("policy", "allow", "reachable"),
+    [
+        ("cache", (), {"cache"}),
+        ("internet", (), {"cache", "web", "web, elsewhere"}),
+        ("allow", (ALLOWED,), {"another port"}),
+    ],
+)
+def test_policies(
+    make_pool: MakePool, segment: lab.Segment, policy: str, allow: Any, reachable: set[str]
+) -> None:
+    for target in TARGETS.values():  # they are there, for whom may reach them
+        if target[0] != lab.SLAVE:
+            assert reach(segment.slave, *target) == "hello", target
+    pool = make_pool()
+    with slot(pool, policy, *allow) as taken:
+        seen = {name for name, to in TARGETS.items() if reach(taken.namespace, *to) == "hello"}
+        assert seen == reachable
+        assert taken.traffic().refused_packets >= len(TARGETS) - len(reachable)
+
+
+def test_a_slot_is_closed_until_it_has_a_policy(make_pool: MakePool) -> None:
+    ready = make_pool()._ready[0]
+    assert not [name for name, to in TARGETS.items() if reach(ready.namespace, *to) == "hello"]
+
+
+def test_nothing_passes_before_the_policy_is_complete(
+    make_pool: MakePool, segment: lab.Segment
+) -> None:
+    """A constant stream of datagrams to allowed and forbidden places while the rules are loaded."""
+    arrived: dict[str, int] = {"cache": 0, "database": 0}
+    stop = threading.Event()
+
+    def listen(name: str, namespace: int, address: str) -> None:
+        with inside(namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+            receiver.bind((address, 53))
+            receiver.settimeout(0.2)
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    receiver.recv(100)
+                    arrived[name] += 1
+
+    def stream(namespace: int) -> None:
+        with inside(namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            while not stop.is_set():
+                for address in (lab.CACHE, lab.DATABASE):
+                    with contextlib.suppress(OSError):
+                        sender.sendto(b"x", (address, 53))
+
+    pool = make_pool()
+    closed = pool._ready[0]
+    threads = [
+        threading.Thread(target=listen, args=("cache", segment.cache, lab.CACHE)),
+        threading.Thread(target=listen, args=("database", segment.database, lab.DATABASE)),
+        threading.Thread(target=stream, args=(closed.namespace,)),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(0.3)
+        assert arrived == {"cache": 0, "database": 0}
+        closed.open(access(pool, "internet"), FAST)
+        time.sleep(0.5)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert arrived["cache"] > 10
+    assert arrived["database"] == 0
+
+
+def test_siblings_do_not_meet(make_pool: MakePool) -> None:
+    """Neither through their filters nor, private mode alone, without any."""
+    pool = make_pool()
+    with slot(pool, "internet") as one, slot(pool, "internet") as other:
+        with inside(other.namespace):
+            listener = socket.create_server(("", 80))
+        with listener:
+            assert reach(one.namespace, str(other.address), 80) != "hello"
+            for namespace in (one.namespace, other.namespace):
+                with inside(namespace):
+                    nft = Nft()
+                    nft.run("flush ruleset")
+                    nft.close()
+            assert "timed out" in reach(one.namespace, str(other.address), 80)
+            assert "timed out" in reach(one.namespace, lab.SLAVE, 22)
+            assert reach(one.namespace, lab.DATABASE, 5432) == "hello"  # without the filter
+
+
+def test_no_ipv6(make_pool: MakePool) -> None:
+    with slot(make_pool(), "internet") as taken, inside(taken.namespace):
+        assert Path("/proc/thread-self/net/if_inet6").read_text() == ""
+        index = socket.if_nametoindex(INTERFACE)
+        for address in ("fe80::1", "ff02::1", "::1", "2001:db8::1"):
+            sender = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+            with sender, pytest.raises(OSError):
+                sender.sendto(b"x", (address, 80, 0, index))
+
+
+def test_spoofed_sources_stay_inside(make_pool: MakePool, segment: lab.Segment) -> None:
+    """Sent by root, from raw and packet sockets: what a job has no right to make anyway."""
+    with (
+        slot(make_pool(), "internet") as taken,
+        inside(segment.cache),
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as wire,
+    ):
+        wire.settimeout(0.3)
+        reach(taken.namespace, lab.CACHE, 3142)  # the neighbour is known
+        with inside(taken.namespace):
+            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+            packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+            packets.bind((INTERFACE, 0))
+        own_mac = packets.getsockname()[4]
+        foreign_mac, own = b"\x02\xcb\0\0\0\1", str(taken.address)
+        with raw, packets:
+            before = taken.traffic().refused_packets
+            with pytest.raises(PermissionError):
+                raw.sendto(datagram("10.213.0.99", b"spoofed"), (lab.CACHE, 0))
+            assert taken.traffic().refused_packets == before + 1
+            broadcast = b"\xff" * 6
+            for mac, source in ((own_mac, "10.213.0.99"), (foreign_mac, own)):
+                with contextlib.suppress(OSError):
+                    packets.send(broadcast + mac + b"\x08\x00" + datagram(source, b"spoofed"))
+                with contextlib.suppress(OSError):
+                    packets.send(broadcast + mac + b"\x08\x06" + arp(mac, source))
+            with contextlib.suppress(OSError):  # a VLAN tag around it
+                packets.send(
+                    broadcast + own_mac + b"\x81\x00\0\1\x08\x00" + datagram(own, b"spoofed")
+                )
+            packets.send(broadcast + own_mac + b"\x08\x00" + datagram(own, b"control"))
+            seen = list(frames(wire))
+    assert any(b"control" in frame for frame in seen)
+    assert not any(b"spoofed" in frame for frame in seen)
+    assert not any(socket.inet_aton("10.213.0.99") in frame for frame in seen)
+    assert not any(foreign_mac in frame for frame in seen)
+
+
+def datagram(source: str, payload: bytes) -> bytes:
+    udp = struct.pack("!4H", 4000, 53, 8 + len(payload), 0) + payload
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0)
+    header += socket.inet_aton(source) + socket.inet_aton(lab.CACHE)
+    total = sum(struct.unpack("!10H", header))
+    checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    return header[:10] + struct.pack("!H", checksum) + header[12:] + udp
+
+
+def arp(mac: bytes, source: str) -> bytes:
+    fixed = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1)
+    return fixed + mac + socket.inet_aton(source) + bytes(6) + socket.inet_aton(lab.CACHE)
+
+
+def frames(wire: socket.socket) -> Iterator[bytes]:
+    with contextlib.suppress(TimeoutError):
+        while True:
+            yield wire.recv(2000)
+
+
+def test_the_byte_quota(make_pool: MakePool, segment: lab.Segment) -> None:
+    megabyte = bytes(1_000_000)
+    limits = StageConstraints(network_bytes=3_000_000, network_bytes_per_second=2**30)
+    with lab.serving(segment.gateway, 81, lambda c: c.sendall(megabyte)):
+        entry = {"to": lab.INTERNET, "protocol": "tcp", "ports": [81]}
+        with slot(make_pool(), "allow", entry, limits=limits) as taken:
+            for number in (1, 2):
+                assert receive_all(taken.namespace, 81) == len(megabyte)
+                traffic = taken.traffic()
+                passed = traffic.received_bytes + traffic.sent_bytes
+                # Headers are little: the kernel hands over many segments as one packet.
+                assert number * 1e6 <= passed <= number * 1.03e6
+                assert traffic.over_bytes_packets == 0
+            assert receive_all(taken.namespace, 81) < len(megabyte)
+            traffic = taken.traffic()
+            assert traffic.over_bytes_packets > 0
+            assert 2_900_000 <= traffic.received_bytes + traffic.sent_bytes <= 3_000_000
+
+
+def receive_all(namespace: int, port: int) -> int:
+    received = 0
+    with (
+        inside(namespace),
+        socket.create_connection((lab.INTERNET, port), 1) as connection,
+        contextlib.suppress(TimeoutError),
+    ):
+        while part := connection.recv(1 << 16):
+            received += len(part)
+    return received
+
+
+def test_the_bandwidth_limit(make_pool: MakePool) -> None:
+    limits = StageConstraints(network_bytes_per_second=4_000_000)
+    entry = {"to": lab.INTERNET, "protocol": "udp", "ports": [81]}
+    with (
+        slot(make_pool(), "allow", entry, limits=limits) as taken,
+        inside(taken.namespace),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        sender.connect((lab.INTERNET, 81))
+
+        def flood(duration_s: float) -> float:
+            """Bytes per second that got out."""
+            before, started = taken.traffic().sent_bytes, time.monotonic()
+            while time.monotonic() < started + duration_s:
+                with contextlib.suppress(OSError):
+                    sender.send(bytes(1000))
+            return (taken.traffic().sent_bytes - before) / (time.monotonic() - started)
+
+        flood(0.5)  # the burst
+        assert flood(2) == pytest.approx(4_000_000, rel=0.03)
+        assert taken.traffic().throttled_packets > 0
+
+
+def test_the_connection_limit(make_pool: MakePool) -> None:
+    limits = StageConstraints(network_connections=3)
+    with slot(make_pool(), "cache", limits=limits) as taken, inside(taken.namespace):
+        held = [socket.create_connection((lab.CACHE, 3142), 1) for _ in range(3)]
+        assert taken.traffic().over_connections == 0
+        with pytest.raises(OSError):
+            socket.create_connection((lab.CACHE, 3142), 1)
+        assert taken.traffic().over_connections == 1
+        assert held[0].recv(5) == b"hello"
+        for connection in held:
+            connection.close()
+        time.sleep(0.1)
+        socket.create_connection((lab.CACHE, 3142), 1).close()
+
+
+def test_the_next_user_of_an_address_sees_nothing_of_the_last(make_pool: MakePool) -> None:
+    pool = make_pool(slots=1)
+    with slot(pool, "internet") as first, inside(first.namespace):
+        gone = socket.create_connection((lab.CACHE, 3142), 1)
+        gone.close()
+        abstract = socket.socket(socket.AF_UNIX)
+        abstract.bind("\0cellblock-test")
+        assert "hello" in reach(first.namespace, lab.INTERNET, 80)
+        dirty = traces(first.namespace)
+        namespace = os.dup(first.namespace)  # as if somebody had stayed inside
+    with slot(pool, "internet") as second:
+        assert second.address == first.address
+        clean = traces(second.namespace)
+        assert reach(second.namespace, lab.CACHE, 3142) == "hello"
+        assert "hello" not in reach(namespace, lab.CACHE, 3142)
+    abstract.close()
+    os.close(namespace)
+    assert dirty["sockets"] and dirty["segments"] > 0 and dirty["neighbours"] and dirty["unix"]
+    assert clean == {"sockets": [], "segments": 0, "neighbours": [], "unix": [], "tracked": 0}
+
+
+def traces(namespace: int) -> dict[str, Any]:
+    net = Path("/proc/thread-self/net")
+    with inside(namespace):
+        snmp = [line.split() for line in (net / "snmp").read_text().splitlines()]
+        tcp = dict(zip(*(line for line in snmp if line[0] == "Tcp:"), strict=True))
+        tracked = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+        return {
+            "sockets": (net / "tcp").read_text().splitlines()[1:],
+            "segments": int(tcp["OutSegs"]) + int(tcp["InSegs"]),
+            "neighbours": (net / "arp").read_text().splitlines()[1:],
+            "unix": (net / "unix").read_text().splitlines()[1:],
+            "tracked": int(tracked.read_text()),
+        }
+
+
+def test_the_longest_unused_slot_comes_first(make_pool: MakePool) -> None:
+    pool = make_pool(slots=3)
+    order = []
+    for _ in range(6):
+        with slot(pool, "cache") as taken:
+            order.append(taken.index)
+        assert pool.wait_until_ready(5)
+    assert sorted(order[:3]) == [0, 1, 2]
+    assert order[3:] == order[:3]
+
+
+def test_all_slots_taken(make_pool: MakePool) -> None:
+    pool = make_pool(slots=1)
+    with slot(pool, "cache"):
+        waiting: list[str] = []
+
+        def wait() -> None:
+            with slot(pool, "cache") as taken:
+                waiting.append(str(taken.address))
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.3)
+        assert not waiting
+    thread.join(5)
+    assert waiting
+
+
+def test_no_start_without_the_guard(make_pool: MakePool, segment: lab.Segment) -> None:
+    pool = make_pool(guard={"tables": [["inet", "guard"]]})
+    with inside(segment.slave):
+        nft = Nft()
+    with pytest.raises(HostSetupError, match="table inet guard: is not loaded"):
+        pool.check()
+    nft.run("table inet guard { chain nothing { } }")  # a table that does nothing is none
+    with pytest.raises(HostSetupError, match="table inet guard: is not loaded"):
+        pool.check()
+    nft.run("table inet guard { chain c { type filter hook output priority 0; }\n}")
+    pool.check()
+    with slot(pool, "cache") as running:
+        nft.run("flush ruleset")
+        with pytest.raises(HostSetupError), slot(pool, "cache"):
+            pass
+        # Who runs is still filtered, by rules that the host's ruleset does not hold.
+        assert reach(running.namespace, lab.CACHE, 3142) == "hello"
+        assert reach(running.namespace, lab.DATABASE, 5432) != "hello"
+    nft.close()
+
+
+def test_a_parent_that_is_missing_and_comes_back(make_pool: MakePool, segment: lab.Segment) -> None:
+    pool = make_pool(ready=False, parent="absent0")
+    assert not pool.wait_until_ready(0.3)
+    with pytest.raises(HostSetupError, match="interface absent0: is missing"):
+        pool.check()
+    segment.ip(segment.slave, "link add absent0 type veth peer name absent1")
+    segment.ip(segment.slave, "link set absent0 up")
+    assert pool.wait_until_ready(10)
+    pool.check()
+    segment.ip(segment.slave, "link delete absent0")  # and with it the clones in the slots
+    with pytest.raises(HostSetupError, match="absent0"), slot(pool, "cache"):
+        pass
+
+
+def test_slots_over_routed_pairs(make_pool: MakePool, segment: lab.Segment) -> None:
+    with inside(segment.slave):
+        nft = Nft()
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    nft.run(
+        "table ip nat { chain p { type nat hook postrouting priority 100; "
+        'iifname "cbj*" masquerade; }; }'
+    )
+    # What an earlier service left.
+    segment.ip(segment.slave, "link add cbj7 type veth peer name x")
+    pool = make_pool(mode="routed", addresses="10.77.0.0/28")
+    assert "cbj7" not in segment.ip(segment.slave, "link show")
+    try:
+        with slot(pool, "internet") as taken:
+            seen = {n for n, to in TARGETS.items() if reach(taken.namespace, *to) == "hello"}
+        assert seen == {"cache", "web", "web, elsewhere"}
+    finally:
+        nft.run("flush ruleset")
+        nft.close()
+
+
+def test_the_kernel_says_why(segment: lab.Segment) -> None:
+    with inside(segment.slave):
+        netlink = Netlink()
+    assert netlink.link("absent") is None
+    loopback = netlink.link("lo")
+    assert loopback is not None and loopback.up
+    with pytest.raises(OSError) as caught:
+        netlink.add_veth("lo", "x0", bytes.fromhex("02cb00000001"), segment.cache)
+    assert caught.value.strerror
+    netlink.close()
