@@ -417,7 +417,7 @@ def test_no_start_without_the_guard(make_pool: MakePool, segment: lab.Segment) -
         nft = Nft()
     with pytest.raises(HostSetupError, match="table inet guard: is not loaded"):
         pool.check()
-    nft.run("table inet guard { chain nothing { } }")  # a table that does nothing is none
+    nft.run("table inet guard { chain nothing { }\n}")  # a table that does nothing is none
     with pytest.raises(HostSetupError, match="table inet guard: is not loaded"):
         pool.check()
     nft.run("table inet guard { chain c { type filter hook output priority 0; }\n}")

@@ -1,0 +1,303 @@
+"""What job networks cost: start of a stage, change of policy, making of slots, throughput.
+
+Run as root. Everything happens in network namespaces of this process, on a segment that no route
+leads out of. Prints Markdown tables; every comparison is of interleaved runs.
+
+    python bench/network_slots.py --nsjail FILE --jobinit FILE --environment DIRECTORY
+    python bench/network_slots.py            # without the start of stages
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import dataclasses
+import json
+import os
+import platform
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from segment import INTERNET, PARENT, Segment
+
+from cellblock.engine import Engine
+from cellblock.host import Host
+from cellblock.job import parse_job
+from cellblock.limits import StageConstraints
+from cellblock.netlink import Netlink, inside, new_namespace
+from cellblock.network import INTERFACE, Access, NetworkConfig
+from cellblock.slots import SlotPool
+
+START_RUNS = 100
+POLICY_RUNS = 60
+THROUGHPUT_RUNS = 12
+THROUGHPUT_S = 1.0
+MANY_SLOTS = 256
+PORT = 443
+_CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 1 << 14, 1 << 18
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--nsjail", type=Path, help="of a host, to measure the start of stages")
+    parser.add_argument("--jobinit", type=Path)
+    parser.add_argument("--environment", type=Path, help="a root file system that has /bin/true")
+    parser.add_argument("--cgroup", default="cellblock-bench", help="group to make and to run in")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        parser.error("only root can make network namespaces; run it with sudo")
+    _say_where()
+    segment = Segment()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        policy_switch(segment, directory)
+        many_slots(segment, directory)
+        throughput(segment, directory)
+        if options.nsjail:
+            starts(segment, directory, options)
+    return 0
+
+
+def _say_where() -> None:
+    load = " ".join(f"{value:.1f}" for value in os.getloadavg())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    print(
+        f"{os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}, "
+        f"Python {platform.python_version()}, load {load}\n"
+    )
+    print("| what | p50 | p90 | min | max | runs |\n|---|---|---|---|---|---|")
+
+
+def row(what: str, values: Sequence[float], unit: str = "ms") -> None:
+    ordered = sorted(values)
+    p90 = ordered[min(len(ordered) - 1, len(ordered) * 9 // 10)]
+    figures = (statistics.median(ordered), p90, ordered[0], ordered[-1])
+    cells = " | ".join(f"{value:.2f} {unit}" for value in figures)
+    print(f"| {what} | {cells} | {len(ordered)} |", flush=True)
+
+
+def pool_of(
+    segment: Segment, directory: Path, slots: int, addresses: str = "10.213.0.128/27"
+) -> SlotPool:
+    length = 24 if addresses.startswith("10.213.0.") else 16
+    fields = segment.config(slots=slots, addresses=addresses, prefix_length=length)
+    with inside(segment.slave):
+        return SlotPool(NetworkConfig.parse(fields, "network"), directory / "network")
+
+
+def access_of(config: NetworkConfig, policy: str) -> Access:
+    stage = {"name": "run", "command": ["true"], "network": policy}
+    parsed = parse_job({"environment": "base", "stages": [stage]}).stages[0]
+    return Access.of(parsed, "stages[0]", config, "bench")
+
+
+def policy_switch(segment: Segment, directory: Path) -> None:
+    """From closed to `internet`, on slots that were made for it."""
+    pool = pool_of(segment, directory, 20)
+    took, looked = [], []
+    access = access_of(pool.config, "internet")
+    while len(took) < POLICY_RUNS:
+        pool.wait_until_ready(30)
+        for slot in list(pool._ready):
+            started = time.perf_counter()
+            slot.open(access, StageConstraints())
+            took.append((time.perf_counter() - started) * 1000)
+            started = time.perf_counter()
+            slot.traffic()
+            looked.append((time.perf_counter() - started) * 1000)
+        with pool._changed:  # used, so that they are made anew
+            pool._used.extend(pool._ready)
+            pool._ready.clear()
+            pool._changed.notify_all()
+        time.sleep(0.05)
+    pool.close()
+    row("policy set on a ready slot", took)
+    row("counters of a slot read", looked)
+
+
+def many_slots(segment: Segment, directory: Path) -> None:
+    """Time until all are ready, and the memory that they take."""
+    Path(directory / "network").mkdir(exist_ok=True)
+    own_before, free_before = _resident(), _available()
+    started = time.monotonic()
+    pool = pool_of(segment, directory, MANY_SLOTS, "10.213.2.0/23")
+    if not pool.wait_until_ready(120):
+        sys.exit(f"bench: {MANY_SLOTS} slots were not ready after 120 s: {pool._problem}")
+    took = time.monotonic() - started
+    own = (_resident() - own_before) / MANY_SLOTS
+    everything = (free_before - _available()) / MANY_SLOTS
+    started = time.monotonic()
+    pool.close()
+    removed = time.monotonic() - started
+    print(f"| {MANY_SLOTS} slots made | {took:.1f} s | | | | 1 |")
+    print(f"| {MANY_SLOTS} slots removed, one after the other | {removed:.1f} s | | | | 1 |")
+    print(f"| memory of a slot, in the service | {own:.0f} KiB | | | | {MANY_SLOTS} |")
+    print(f"| memory of a slot, with the kernel's | {everything:.0f} KiB | | | | {MANY_SLOTS} |")
+
+
+def _resident() -> float:
+    fields = Path("/proc/self/smaps_rollup").read_text().split()
+    return float(fields[fields.index("Rss:") + 1])
+
+
+def _available() -> float:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return float(line.split()[1])
+    raise AssertionError("no MemAvailable")
+
+
+def throughput(segment: Segment, directory: Path) -> None:
+    """TCP from a slot with `internet`, from a slot without rules, and from a bare clone."""
+    pool = pool_of(segment, directory, 2)
+    pool.wait_until_ready(30)
+    limits = dataclasses.replace(
+        StageConstraints(), network_bytes=2**50, network_bytes_per_second=2**34
+    )
+    server = _sink(segment.gateway)
+    bare = _bare_clone(segment)
+    results: dict[str, list[float]] = {"bare": [], "filtered": []}
+    access = access_of(pool.config, "internet")
+    with pool.take(access, limits, lambda: False) as slot:
+        for number in range(THROUGHPUT_RUNS + 1):
+            pairs = [("bare", bare), ("filtered", slot.namespace)]
+            for name, namespace in pairs if number % 2 else reversed(pairs):
+                rate = _send(namespace)
+                if number:  # the first run is a warm-up
+                    results[name].append(rate)
+        traffic = slot.traffic()
+    os.kill(server, 9)
+    os.waitpid(server, 0)
+    os.close(bare)
+    pool.close()
+    row("TCP, bare macvlan clone", results["bare"], "Gbit/s")
+    row("TCP, slot with `internet`", results["filtered"], "Gbit/s")
+    ratios = [f / b for f, b in zip(results["filtered"], results["bare"], strict=True)]
+    row("ratio of each pair", ratios, "")
+    assert traffic.throttled_packets == traffic.over_bytes_packets == 0
+
+
+def _bare_clone(segment: Segment) -> int:
+    """As a slot is connected, without a filter."""
+    namespace = new_namespace()
+    with inside(segment.slave):
+        host = Netlink()
+    with inside(namespace):
+        own = Netlink()
+    parent = host.link(PARENT)
+    assert parent is not None
+    host.add_macvlan(parent.index, INTERFACE, bytes.fromhex("02cb00d500fa"), namespace)
+    segment.ip(namespace, f"address add 10.213.0.250/24 dev {INTERFACE}")
+    segment.ip(namespace, f"link set {INTERFACE} up")
+    segment.ip(namespace, "route add default via 10.213.0.30")
+    host.close()
+    own.close()
+    return namespace
+
+
+def _sink(namespace: int) -> int:
+    """A process that reads what it is sent, on the internet's address."""
+    with inside(namespace):
+        listener = socket.create_server((INTERNET, PORT))
+    child = os.fork()
+    if child:
+        listener.close()
+        return child
+    buffer = bytearray(1 << 20)
+    while True:
+        connection, _ = listener.accept()
+        with connection:
+            while connection.recv_into(buffer):
+                pass
+
+
+def _send(namespace: int) -> float:
+    """Gbit/s of a single connection."""
+    data, sent = bytes(1 << 18), 0
+    with inside(namespace), socket.create_connection((INTERNET, PORT), 5) as connection:
+        started = time.perf_counter()
+        while (elapsed := time.perf_counter() - started) < THROUGHPUT_S:
+            sent += connection.send(data)
+    return sent * 8 / elapsed / 1e9
+
+
+def starts(segment: Segment, directory: Path, options: argparse.Namespace) -> None:
+    """A job that does nothing, with `none` and with `internet`, slots ready."""
+    with _own_group(options.cgroup):
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.unshare(_CLONE_NEWNS)
+        libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
+        environments = directory / "environments.json"
+        environments.write_text(
+            json.dumps(
+                {"base": {"path": str(options.environment), "default_path": "/usr/bin:/bin"}}
+            )
+        )
+        fields = segment.config(slots=8)
+        host = Host(
+            nsjail=options.nsjail,
+            jobinit=options.jobinit,
+            environments_file=environments,
+            run_dir=directory / "run",
+            first_id=1_900_200_000,
+            slots=2,
+            network=NetworkConfig.parse(fields, "network"),
+        )
+        with inside(segment.slave):
+            engine = Engine(host)
+        pool = engine._network.slots if engine._network else None
+        assert pool is not None
+        took: dict[str, list[float]] = {"none": [], "internet": []}
+        for number in range(START_RUNS + 5):
+            pairs = ["none", "internet"] if number % 2 else ["internet", "none"]
+            for policy in pairs:
+                pool.wait_until_ready(10)
+                stage = {"name": "run", "command": ["/bin/true"], "network": policy}
+                job = parse_job({"environment": "base", "stages": [stage]})
+                started = time.perf_counter()
+                record = engine.run(job)
+                elapsed = (time.perf_counter() - started) * 1000
+                assert record.verdict.value == "ok", record.as_dict()
+                if number >= 5:
+                    took[policy].append(elapsed)
+        for policy, values in took.items():
+            row(f"job of one stage, `{policy}`", values)
+        differences = [i - n for i, n in zip(took["internet"], took["none"], strict=True)]
+        row("difference of each pair", differences)
+        pool.close()
+
+
+class _own_group:
+    """A control group of its own for the engine, which sweeps the one that it is in."""
+
+    def __init__(self, name: str) -> None:
+        self._groups = [
+            mount / name
+            for mount in map(Path, ("/sys/fs/cgroup", *Path("/sys/fs/cgroup").glob("[cmp]*")))
+            if (mount / "cgroup.procs").exists()
+        ]
+
+    def __enter__(self) -> None:
+        for group in self._groups:
+            group.mkdir(exist_ok=True)
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    def __exit__(self, *_: object) -> None:
+        for group in self._groups:
+            (group.parent / "cgroup.procs").write_text(str(os.getpid()))
+            for below in sorted(group.rglob("*/"), reverse=True):
+                with contextlib.suppress(OSError):
+                    below.rmdir()
+            with contextlib.suppress(OSError):
+                group.rmdir()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
