@@ -17,8 +17,8 @@ def slave_ranges(whole: str, slaves: Sequence[str], slots: int) -> dict[str, str
     """Shares the IPv4 network ``whole`` (CIDR) out to the slaves: {slave: CIDR}, all of one size.
 
     The slaves take their ranges in the order of their names, so that each host computes the same.
-    Raises FleetError where a range would have fewer than ``slots`` addresses. The first and the last
-    address of a range are not used: at the edges of a segment they are the network's own.
+    Raises FleetError where a range would have fewer than ``slots`` addresses. The last address of a
+    range is not used: at the end of a segment it is the broadcast address.
     """
     try:
         network = ip_network(whole)
@@ -35,10 +35,10 @@ def slave_ranges(whole: str, slaves: Sequence[str], slots: int) -> dict[str, str
         return {}
     bits = (len(slaves) - 1).bit_length()
     size = network.num_addresses >> bits
-    if size - 2 < slots:
+    if size - 1 < slots:
         raise FleetError(
             f"cellblock_job_range {whole} has too few addresses: {len(slaves)} slaves get {size} each,"
-            f" of which {max(size - 2, 0)} are for jobs, and {slots} slots are configured; give a"
+            f" of which {size - 1} are for jobs, and {slots} slots are configured; give a"
             " larger range or fewer slots"
         )
     ranges = network.subnets(prefixlen_diff=bits)
@@ -55,7 +55,7 @@ def job_network(fleet: Fleet, slave: str, slots: int) -> dict[str, Any]:
     if slave not in fleet.job_networks:
         raise FleetError(f"{slave}: has no range of addresses for jobs; set cellblock_job_range")
     network = fleet.job_networks[slave]
-    first = int(network.network_address) + 1
+    first = int(network.network_address)
     addresses = [IPv4Address(first + number) for number in range(slots)]
     return {
         "slots": [{"address": str(a), "mac": mac_address(a)} for a in addresses],

@@ -81,8 +81,8 @@ def test_ranges_refused(whole: str, slots: int, complaint: str) -> None:
 def test_slots_have_addresses_of_their_own(fleet: Fleet) -> None:
     first = job_network(fleet, "slave1", 62)["slots"]
     second = job_network(fleet, "slave2", 62)["slots"]
-    assert first[0] == {"address": "10.0.0.129", "mac": "02:cb:00:00:00:81"}
-    assert first[-1]["address"] == "10.0.0.190"
+    assert first[0] == {"address": "10.0.0.128", "mac": "02:cb:00:00:00:80"}
+    assert first[-1]["address"] == "10.0.0.189"
     assert len({slot["mac"] for slot in first + second}) == 124
 
 
