@@ -107,8 +107,10 @@ def web(request: Any) -> Iterator[None]:
     import testinfra
 
     outside = testinfra.get_host("ansible://outside1")
-    serve = f"python3 -m http.server 80 --bind {INTERNET}"
-    outside.check_output(f"systemd-run --quiet --collect --unit=test-web {serve}")
+    # Not http.server, which asks for its own name first.
+    serve = f'import socket; s = socket.create_server(("{INTERNET}", 80))\nwhile True: s.accept()[0].close()'
+    command = f"python3 -c {shlex.quote(serve)}"
+    outside.check_output(f"systemd-run --quiet --collect --unit=test-web {command}")
     wait_for(lambda: ":80 " in outside.run("ss -Hltn").stdout, 5, "the web server listens")
     yield
     outside.run("systemctl stop test-web")
@@ -228,7 +230,9 @@ def test_the_guard_stops_ipv6(host: Any, as_root: Any) -> None:
         "echo 0 >/proc/sys/net/ipv6/conf/all/disable_ipv6; echo 0 >/proc/sys/net/ipv6/conf/job0/disable_ipv6; "
         f"ip address add {prefix}::fa/64 dev job0 nodad"
     )
+    before = counters(host)
     assert refused(as_root((v6, 22), (v6, 3142), before=on))
+    assert counters(host)["refused_out"] > before["refused_out"]
 
 
 @pytest.mark.usefixtures("web")
