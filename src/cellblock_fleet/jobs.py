@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_network
 from typing import Any
 
 from cellblock_fleet.model import INTERNET, Fleet, FleetError, Flow
@@ -96,13 +96,13 @@ def segment_problem(network: str, slots: int, interface: str, gateway: str) -> s
 
     ``interface`` is the slave's own address there with the prefix length, ``gateway`` the way out.
     """
-    ours, segment = ip_network(network), ip_interface(interface).network
-    if not ours.subnet_of(segment):  # type: ignore[arg-type]
+    ours, segment = IPv4Network(network), IPv4Interface(interface).network
+    if not ours.subnet_of(segment):
         return (
             f"its range for jobs {ours} is not within the segment {segment} of its parent interface;"
             " choose a cellblock_job_range there, or set macvlan_mode to routed"
         )
-    if ip_address(gateway) not in segment:
+    if IPv4Address(gateway) not in segment:
         return (
             f"its gateway {gateway} is not on the segment {segment} of the parent interface; set"
             " macvlan_gateway to the one that jobs are to use"
@@ -111,8 +111,8 @@ def segment_problem(network: str, slots: int, interface: str, gateway: str) -> s
     for address, what in (
         (segment.network_address, "the segment's own address"),
         (segment.broadcast_address, "the segment's broadcast address"),
-        (ip_address(gateway), "the gateway's address"),
-        (ip_interface(interface).ip, "the slave's own address"),
+        (IPv4Address(gateway), "the gateway's address"),
+        (IPv4Interface(interface).ip, "the slave's own address"),
     ):
         if 0 <= int(address) - int(first) < slots:
             return (

@@ -83,15 +83,17 @@ def counters(host: Any) -> dict[str, int]:
 @pytest.fixture(scope="module", params=["as provisioned", "routed"])
 def mode(request: Any, playbook: Any) -> Iterator[str]:
     """Both modes on every slave: the one that `auto` chose, which is macvlan here, and the other."""
-    if request.param == "routed":
-        done = playbook(
-            "site.yml", "--limit=worker_slaves,localhost", "--extra-vars=macvlan_mode=routed"
-        )
+
+    def change(*settings: str) -> None:
+        where = ("--limit=worker_slaves,localhost", "--tags=macvlan,worker_slave_config")
+        done = playbook("site.yml", *where, *settings)
         assert done.returncode == 0, done.stdout + done.stderr
+
+    if request.param == "routed":
+        change("--extra-vars=macvlan_mode=routed")
     yield request.param
     if request.param == "routed":
-        done = playbook("site.yml", "--limit=worker_slaves,localhost")
-        assert done.returncode == 0, done.stdout + done.stderr
+        change()
 
 
 @pytest.fixture(autouse=True)
@@ -219,7 +221,7 @@ def test_the_guard_stops_other_addresses(host: Any, as_root: Any, mode: str) -> 
         assert counters(host)["spoofed"] > before["spoofed"]
 
 
-def test_the_guard_stops_ipv6(host: Any, as_root: Any) -> None:
+def test_the_guard_stops_ipv6(host: Any, as_root: Any, mode: str) -> None:
     prefix = (
         host.check_output("ip -6 -o address show dev eth0 scope global").split()[3].split("::")[0]
     )
@@ -232,7 +234,9 @@ def test_the_guard_stops_ipv6(host: Any, as_root: Any) -> None:
     )
     before = counters(host)
     assert refused(as_root((v6, 22), (v6, 3142), before=on))
-    assert counters(host)["refused_out"] > before["refused_out"]
+    if mode != "routed":
+        # There, the host's end has no IPv6 at all, and drops the packets before any rule sees them.
+        assert counters(host)["refused_out"] > before["refused_out"]
 
 
 @pytest.mark.usefixtures("web")
