@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_network
 from typing import Any
 
 from cellblock_fleet.model import INTERNET, Fleet, FleetError, Flow
@@ -17,8 +17,8 @@ def slave_ranges(whole: str, slaves: Sequence[str], slots: int) -> dict[str, str
     """Shares the IPv4 network ``whole`` (CIDR) out to the slaves: {slave: CIDR}, all of one size.
 
     The slaves take their ranges in the order of their names, so that each host computes the same.
-    Raises FleetError where a range would have fewer than ``slots`` addresses. The first and the last
-    address of a range are not used: at the edges of a segment they are the network's own.
+    Raises FleetError where a range would have fewer than ``slots`` addresses. The last address of a
+    range is not used: at the end of a segment it is the broadcast address.
     """
     try:
         network = ip_network(whole)
@@ -35,10 +35,10 @@ def slave_ranges(whole: str, slaves: Sequence[str], slots: int) -> dict[str, str
         return {}
     bits = (len(slaves) - 1).bit_length()
     size = network.num_addresses >> bits
-    if size - 2 < slots:
+    if size - 1 < slots:
         raise FleetError(
             f"cellblock_job_range {whole} has too few addresses: {len(slaves)} slaves get {size} each,"
-            f" of which {max(size - 2, 0)} are for jobs, and {slots} slots are configured; give a"
+            f" of which {size - 1} are for jobs, and {slots} slots are configured; give a"
             " larger range or fewer slots"
         )
     ranges = network.subnets(prefixlen_diff=bits)
@@ -55,7 +55,13 @@ def job_network(fleet: Fleet, slave: str, slots: int) -> dict[str, Any]:
     if slave not in fleet.job_networks:
         raise FleetError(f"{slave}: has no range of addresses for jobs; set cellblock_job_range")
     network = fleet.job_networks[slave]
-    first = int(network.network_address) + 1
+    if network.num_addresses - 1 < slots:
+        raise FleetError(
+            f"{slave}: its range for jobs {network} has {network.num_addresses - 1} addresses for"
+            f" {slots} slots; give a larger cellblock_job_range or fewer slots"
+            " (macvlan_slots)"
+        )
+    first = int(network.network_address)
     addresses = [IPv4Address(first + number) for number in range(slots)]
     return {
         "slots": [{"address": str(a), "mac": mac_address(a)} for a in addresses],
@@ -83,6 +89,37 @@ def job_network(fleet: Fleet, slave: str, slots: int) -> dict[str, Any]:
             }
         ),
     }
+
+
+def segment_problem(network: str, slots: int, interface: str, gateway: str) -> str:
+    """Why slots with the first addresses of ``network`` cannot be on a segment; "" when they can.
+
+    ``interface`` is the slave's own address there with the prefix length, ``gateway`` the way out.
+    """
+    ours, segment = IPv4Network(network), IPv4Interface(interface).network
+    if not ours.subnet_of(segment):
+        return (
+            f"its range for jobs {ours} is not within the segment {segment} of its parent interface;"
+            " choose a cellblock_job_range there, or set macvlan_mode to routed"
+        )
+    if IPv4Address(gateway) not in segment:
+        return (
+            f"its gateway {gateway} is not on the segment {segment} of the parent interface; set"
+            " macvlan_gateway to the one that jobs are to use"
+        )
+    first = ours.network_address
+    for address, what in (
+        (segment.network_address, "the segment's own address"),
+        (segment.broadcast_address, "the segment's broadcast address"),
+        (IPv4Address(gateway), "the gateway's address"),
+        (IPv4Interface(interface).ip, "the slave's own address"),
+    ):
+        if 0 <= int(address) - int(first) < slots:
+            return (
+                f"its range for jobs {ours} has {address}, {what}, among the slots' addresses;"
+                " choose a cellblock_job_range without it"
+            )
+    return ""
 
 
 def mac_address(address: IPv4Address) -> str:

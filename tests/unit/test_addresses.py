@@ -100,3 +100,9 @@ def test_container_networks() -> None:
 def test_container_networks_refuses_an_unknown_network() -> None:
     with pytest.raises(AnsibleFilterError, match="'side', which is none of the fleet's networks"):
         addresses.container_networks(["front", "side"], SEGMENTS, 21, "x-")
+
+
+def test_upper_half() -> None:
+    assert addresses.upper_half("10.213.0.0/24") == "10.213.0.128/25"
+    with pytest.raises(AnsibleFilterError, match="no halves"):
+        addresses.upper_half("10.213.0.1/32")

@@ -257,7 +257,7 @@ class Host:
         monkeypatch.setattr(
             program, "tell", lambda event, *args, **kwargs: self.events.append(event)
         )
-        self.prelude = program.PRELUDE
+        self.prelude = program.prelude()
         self.events: list[str] = []
 
     def run(self, command: list[str], stdin: str = "", timeout: float = 30) -> Any:
@@ -447,3 +447,70 @@ def test_wrong_use(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
             program.main(arguments)
         assert wrong.value.code == program.USAGE
     assert "usage" in capsys.readouterr().err
+
+
+# --- The other instance: the rules around jobs' networks ------------------------------------------
+
+JOBS = (
+    "table netdev cellblock_jobs {\n\tchain egress {\n\t\ttype filter hook egress device"
+    ' "eth0" priority 0;\n\t\tether saddr @mac:eth0@ accept\n\t}\n}\n'
+)
+
+
+@pytest.fixture
+def guard_of_jobs(
+    program: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> tuple[Any, Host, Path]:
+    monkeypatch.setattr(program, "INSTANCE", program.JOBS)
+    monkeypatch.setattr(program, "TABLE", program.JOBS.tables[0])
+    mac = tmp_path / "sys/class/net/eth0/address"
+    mac.parent.mkdir(parents=True)
+    mac.write_text("02:00:00:00:00:01\n")
+    return program, Host(program, monkeypatch), mac
+
+
+def test_jobs_rules_have_files_of_their_own(guard_of_jobs: tuple[Any, Host, Path]) -> None:
+    program = guard_of_jobs[0]
+    assert program.PATHS.confirmed.name == "jobs.nft"
+    assert program.PATHS.run.name == "cellblock-job-guard"
+
+
+def test_either_table_of_jobs_passes_and_no_other(guard_of_jobs: tuple[Any, Host, Path]) -> None:
+    program = guard_of_jobs[0]
+    program.check_text(JOBS)
+    program.check_text(JOBS.replace("netdev", "inet"))
+    assert program.TABLE == "table inet cellblock_jobs"
+    with pytest.raises(program.Failure) as refused:
+        program.check_text(GOOD)
+    assert "table inet cellblock {" in str(refused.value)
+
+
+def test_an_interface_stands_for_its_hardware_address(
+    guard_of_jobs: tuple[Any, Host, Path],
+) -> None:
+    program, host, mac = guard_of_jobs
+    (program.PATHS.confirmed).write_text(JOBS)
+    program.load()
+    assert host.table == JOBS.replace("@mac:eth0@", "02:00:00:00:00:01")
+    # The guard takes another address over, once.
+    mac.write_text("02:00:00:00:00:02\n")
+    guard = program.Guard()
+    guard.look()
+    guard.look()
+    assert host.table == JOBS.replace("@mac:eth0@", "02:00:00:00:00:02")
+    assert host.events == ["firewall_repaired"]
+
+
+def test_rules_of_jobs_without_their_interface_give_no_minimal_set(
+    guard_of_jobs: tuple[Any, Host, Path],
+) -> None:
+    program, host, mac = guard_of_jobs
+    (program.PATHS.confirmed).write_text(JOBS)
+    mac.unlink()
+    with pytest.raises(program.Failure) as failed:
+        program.load()
+    assert "eth0, which this host does not have" in str(failed.value)
+    assert host.table is None
+    mac.write_text("02:00:00:00:00:01\n")
+    program.Guard().look()
+    assert host.table is not None

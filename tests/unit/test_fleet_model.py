@@ -281,6 +281,12 @@ def test_jobs_come_to_the_cache_server_alone() -> None:
     ]
     for name in ("db", "master", "slave1"):
         assert "jobs" not in host_rules(fleet, name)["sets"]
+    # Only a slave passes something on, and only for its own jobs.
+    assert host_rules(fleet, "slave2")["forward"] == {
+        "interfaces": "cbj*",
+        "networks": ["10.0.0.192/26"],
+    }
+    assert "forward" not in rules
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from ipaddress import IPv4Address, ip_network
 
 import pytest
 
-from cellblock_fleet.jobs import job_network, mac_address, slave_ranges
+import flows
+from cellblock_fleet.jobs import job_network, mac_address, segment_problem, slave_ranges
 from cellblock_fleet.model import Fleet, FleetError, parse_fleet
 
 RANGES = {"slave1": "10.0.0.128/26", "slave2": "10.0.0.192/26"}
@@ -64,8 +65,8 @@ def test_a_fleet_without_slaves_has_no_ranges() -> None:
     [
         (
             "10.0.0.128/25",
-            63,
-            "has too few addresses: 2 slaves get 64 each, of which 62 are for jobs",
+            64,
+            "has too few addresses: 2 slaves get 64 each, of which 63 are for jobs",
         ),
         ("10.0.0.128/32", 1, "has too few addresses"),
         ("10.0.0.1/25", 1, "is '10.0.0.1/25', which is no network"),
@@ -81,8 +82,8 @@ def test_ranges_refused(whole: str, slots: int, complaint: str) -> None:
 def test_slots_have_addresses_of_their_own(fleet: Fleet) -> None:
     first = job_network(fleet, "slave1", 62)["slots"]
     second = job_network(fleet, "slave2", 62)["slots"]
-    assert first[0] == {"address": "10.0.0.129", "mac": "02:cb:00:00:00:81"}
-    assert first[-1]["address"] == "10.0.0.190"
+    assert first[0] == {"address": "10.0.0.128", "mac": "02:cb:00:00:00:80"}
+    assert first[-1]["address"] == "10.0.0.189"
     assert len({slot["mac"] for slot in first + second}) == 124
 
 
@@ -111,3 +112,50 @@ def test_everything_private_and_everything_of_ours_is_denied(fleet: Fleet) -> No
 def test_a_slave_without_a_range_is_refused() -> None:
     with pytest.raises(FleetError, match="slave1: has no range of addresses for jobs"):
         job_network(parse_fleet(DECLARED), "slave1", 4)
+
+
+def test_more_slots_than_addresses_are_refused(fleet: Fleet) -> None:
+    assert len(job_network(fleet, "slave1", 63)["slots"]) == 63
+    with pytest.raises(FleetError) as caught:
+        job_network(fleet, "slave1", 64)
+    assert "slave1: its range for jobs 10.0.0.128/26 has 63 addresses for 64 slots" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("network", "interface", "gateway", "complaint"),
+    [
+        ("10.0.0.128/26", "10.0.0.21/24", "10.0.0.1", ""),
+        ("10.0.0.192/26", "10.0.0.21/24", "10.0.0.1", ""),
+        ("10.0.1.128/26", "10.0.0.21/24", "10.0.0.1", "not within the segment 10.0.0.0/24"),
+        ("10.0.0.128/26", "10.0.0.21/24", "10.0.9.1", "gateway 10.0.9.1 is not on the segment"),
+        ("10.0.0.128/26", "10.0.0.21/24", "10.0.0.129", "10.0.0.129, the gateway's address"),
+        ("10.0.0.128/26", "10.0.0.130/24", "10.0.0.1", "10.0.0.130, the slave's own address"),
+        ("10.0.0.0/26", "10.0.0.200/24", "10.0.0.201", "10.0.0.0, the segment's own address"),
+    ],
+)
+def test_ranges_on_their_segment(
+    network: str, interface: str, gateway: str, complaint: str
+) -> None:
+    problem = segment_problem(network, 4, interface, gateway)
+    assert complaint in problem
+    assert bool(problem) == bool(complaint)
+
+
+def test_what_a_guard_must_let_through_and_stop(fleet: Fleet) -> None:
+    network = {**job_network(fleet, "slave1", 4), "addresses": "10.0.0.128/26"}
+    services = flows.job_services(network)
+    assert ["10.0.0.14", "tcp", 3142] in services
+    assert all(address == "10.0.0.14" for address, _, _ in services)
+    assert "203.0.113.0/24" in flows.job_denied(network, "203.0.113.5/24")
+    assert "203.0.113.0/24" not in flows.job_denied(network)
+
+
+def test_a_clone_is_tried_with_an_address_that_no_slot_has() -> None:
+    data = {**DECLARED, "job_networks": RANGES}
+    mac = flows.job_probe_mac(data, "slave1")
+    assert mac not in [
+        slot["mac"] for slot in job_network(parse_fleet(data), "slave1", 63)["slots"]
+    ]
+    assert flows.job_ranges(data) == RANGES
