@@ -227,6 +227,8 @@ class _Batch:
 class _Attempt:
     """One target's probe. Subclasses send in ``begin`` and read in ``ready``."""
 
+    is_forged = False
+
     def __init__(self, batch: _Batch, target: Target) -> None:
         self.batch = batch
         self.target = target
@@ -269,7 +271,7 @@ class _Attempt:
             self.finish("refused", f"port unreachable or RST in {self.elapsed()}")
         elif code == errno.EPERM and self.sock is None:
             self.finish("denied", "needs root (CAP_NET_RAW): no socket for it (EPERM)")
-        elif code == errno.EADDRNOTAVAIL and self.target.get("source"):
+        elif code == errno.EADDRNOTAVAIL and self.target.get("source") and not self.is_forged:
             self.finish("error", f"{self.target['source']} is no address of this host ({name})")
         elif code in _LOCAL:
             self.finish("unreachable", f"not sent: {_LOCAL[code]} ({name})")
@@ -573,6 +575,8 @@ class _Neighbours(_Attempt):
 
 class _Spoofed(_Attempt):
     """A packet with a forged source. It gets no answer here; the target's listener tells."""
+
+    is_forged = True
 
     def begin(self) -> None:
         self.key = secrets.token_hex(8).encode()
