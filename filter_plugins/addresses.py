@@ -48,6 +48,14 @@ def bridge_address(subnet: str) -> str:
     return str(_subnet(subnet, "cellblock_bridge_address")[1])
 
 
+def upper_half(subnet: str) -> str:
+    """The second of the two halves of `subnet` (CIDR)."""
+    network = _subnet(subnet, "cellblock_upper_half")
+    if network.prefixlen == network.max_prefixlen:
+        raise AnsibleFilterError(f"cellblock_upper_half: {subnet} is one address and has no halves")
+    return str(list(network.subnets(prefixlen_diff=1))[1])
+
+
 def derived_subnet(name: str, within: str) -> str:
     """A /24 (IPv6: /64) of the network `within` (CIDR), chosen by a digest of `name`.
 
@@ -95,5 +103,6 @@ class FilterModule:
             "cellblock_nth_address": nth_address,
             "cellblock_bridge_address": bridge_address,
             "cellblock_derived_subnet": derived_subnet,
+            "cellblock_upper_half": upper_half,
             "cellblock_container_networks": container_networks,
         }

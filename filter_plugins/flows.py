@@ -9,7 +9,9 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from cellblock_fleet import model, rules
+from cellblock_fleet import jobs, model, rules
+
+SLAVES = "worker_slaves"
 
 
 def _addresses(host: str, variables: Mapping[str, Any]) -> list[str]:
@@ -39,9 +41,11 @@ def fleet_model(
     external: Mapping[str, Any],
     groups: Mapping[str, Sequence[str]],
     hostvars: Mapping[str, Any],
+    job_range: str | Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything declared as one plain dictionary, checked: what ``parse_fleet`` takes.
 
+    ``job_range`` is shared out to the slaves, or says which of them has which range.
     A host without ``cellblock_addresses`` has those that its ``ansible_host`` or name resolves to.
     Where something is wrong, the dictionary has but one key: ``problem``, the sentence that says
     what. So a playbook can say it first of all; filters that take the dictionary refuse it.
@@ -58,6 +62,13 @@ def fleet_model(
         "external": external,
     }
     try:
+        data["job_networks"] = (
+            job_range
+            if isinstance(job_range, Mapping)
+            else jobs.slave_ranges(str(job_range), list(groups.get(SLAVES, ())), 1)
+            if job_range
+            else {}
+        )
         data["addresses"] = {host: _addresses(host, hostvars[host]) for host in groups["all"]}
         model.parse_fleet(data)
     except model.FleetError as problem:
@@ -84,6 +95,72 @@ def clients(data: Mapping[str, Any], service: str) -> list[str]:
     return derived
 
 
+def job_ranges(data: Mapping[str, Any]) -> dict[str, str]:
+    """The range of addresses (CIDR) that each slave gives its jobs; none without ranges."""
+    ranges: dict[str, str] = _derived(
+        data, lambda fleet: {slave: str(n) for slave, n in fleet.job_networks.items()}
+    )
+    return ranges
+
+
+def job_network(data: Mapping[str, Any], slave: str, slots: int) -> dict[str, Any]:
+    """What engine and guard of ``slave`` must know (``cellblock_fleet.jobs.job_network``)."""
+    derived: dict[str, Any] = _derived(
+        data,
+        lambda fleet: {
+            **jobs.job_network(fleet, slave, int(slots)),
+            "addresses": str(fleet.job_networks[slave]),
+            "mac_prefix": jobs.MAC_PREFIX,
+        },
+    )
+    return derived
+
+
+def job_segment_problem(network: Mapping[str, Any], interface: str, gateway: str) -> str:
+    """Why ``network`` (of ``cellblock_job_network``) cannot be on the segment of ``interface``
+    (address/length); empty when it can (``cellblock_fleet.jobs.segment_problem``).
+    """
+    slots = len(network["slots"])
+    return jobs.segment_problem(network["addresses"], slots, interface, gateway)
+
+
+def job_services(network: Mapping[str, Any]) -> list[list[Any]]:
+    """[address, protocol, port] of all that some policy of ``network`` (``cellblock_job_network``)
+    opens: what no guard may refuse.
+    """
+    found = {
+        (ipaddress.ip_address(address), entry["protocol"], port)
+        for policy in network["policies"].values()
+        for entry in policy["allow"]
+        for address in entry["to"]
+        for port in entry["ports"]
+    }
+    return [[str(address), protocol, port] for address, protocol, port in sorted(found)]
+
+
+def job_denied(network: Mapping[str, Any], interface: str = "") -> list[str]:
+    """What no job reaches but for those services: ``denied`` of ``network``, the jobs' own range, and
+    the segment of ``interface`` (address/length) where jobs are on it.
+    """
+    cidrs = [*network["denied"], network["addresses"]]
+    if interface:
+        cidrs.append(str(ipaddress.ip_interface(interface).network))
+    return [str(n) for n in ipaddress.collapse_addresses(ipaddress.IPv4Network(c) for c in cidrs)]
+
+
+def job_probe_mac(data: Mapping[str, Any], slave: str) -> str:
+    """The hardware address with which ``slave`` tries a clone: of the one address of its range that
+    no slot has, its last.
+    """
+    derived: str = _derived(
+        data,
+        lambda fleet: jobs.mac_address(
+            ipaddress.IPv4Address(fleet.job_networks[slave].broadcast_address)
+        ),
+    )
+    return derived
+
+
 class FilterModule:
     """Entry point for Ansible."""
 
@@ -93,4 +170,10 @@ class FilterModule:
             "cellblock_fleet_model": fleet_model,
             "cellblock_host_rules": host_rules,
             "cellblock_clients": clients,
+            "cellblock_job_ranges": job_ranges,
+            "cellblock_job_network": job_network,
+            "cellblock_job_segment_problem": job_segment_problem,
+            "cellblock_job_services": job_services,
+            "cellblock_job_denied": job_denied,
+            "cellblock_job_probe_mac": job_probe_mac,
         }

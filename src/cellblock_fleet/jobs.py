@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_network
 from typing import Any
 
 from cellblock_fleet.model import INTERNET, Fleet, FleetError, Flow
@@ -55,6 +55,12 @@ def job_network(fleet: Fleet, slave: str, slots: int) -> dict[str, Any]:
     if slave not in fleet.job_networks:
         raise FleetError(f"{slave}: has no range of addresses for jobs; set cellblock_job_range")
     network = fleet.job_networks[slave]
+    if network.num_addresses - 1 < slots:
+        raise FleetError(
+            f"{slave}: its range for jobs {network} has {network.num_addresses - 1} addresses for"
+            f" {slots} slots; give a larger cellblock_job_range or fewer slots"
+            " (macvlan_slots)"
+        )
     first = int(network.network_address)
     addresses = [IPv4Address(first + number) for number in range(slots)]
     return {
@@ -83,6 +89,37 @@ def job_network(fleet: Fleet, slave: str, slots: int) -> dict[str, Any]:
             }
         ),
     }
+
+
+def segment_problem(network: str, slots: int, interface: str, gateway: str) -> str:
+    """Why slots with the first addresses of ``network`` cannot be on a segment; "" when they can.
+
+    ``interface`` is the slave's own address there with the prefix length, ``gateway`` the way out.
+    """
+    ours, segment = ip_network(network), ip_interface(interface).network
+    if not ours.subnet_of(segment):  # type: ignore[arg-type]
+        return (
+            f"its range for jobs {ours} is not within the segment {segment} of its parent interface;"
+            " choose a cellblock_job_range there, or set macvlan_mode to routed"
+        )
+    if ip_address(gateway) not in segment:
+        return (
+            f"its gateway {gateway} is not on the segment {segment} of the parent interface; set"
+            " macvlan_gateway to the one that jobs are to use"
+        )
+    first = ours.network_address
+    for address, what in (
+        (segment.network_address, "the segment's own address"),
+        (segment.broadcast_address, "the segment's broadcast address"),
+        (ip_address(gateway), "the gateway's address"),
+        (ip_interface(interface).ip, "the slave's own address"),
+    ):
+        if 0 <= int(address) - int(first) < slots:
+            return (
+                f"its range for jobs {ours} has {address}, {what}, among the slots' addresses;"
+                " choose a cellblock_job_range without it"
+            )
+    return ""
 
 
 def mac_address(address: IPv4Address) -> str:

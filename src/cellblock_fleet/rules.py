@@ -12,6 +12,8 @@ from cellblock_fleet.model import CONTROLLERS, INTERNET, NOT_INTERNET, Address, 
 ANY = "any"
 NOT_THE_INTERNET = "not_internet"
 JOBS = "jobs"
+# The host's ends of the slots' veth pairs (cellblock.slots.HOST_END), as nft writes all of them.
+JOB_INTERFACES = "cbj*"
 
 
 def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
@@ -20,7 +22,8 @@ def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
     ``own_name``; ``sets`` {peer: [CIDR]}, the addresses behind each peer's name; ``inbound`` and
     ``outbound`` [{name, peer, protocol, ports, except}], where ``name`` says which flow it is, the
     peer ``any`` is every address but those of the sets in ``except``, and ports are in ascending
-    order, none for icmp; ``controllers`` [address].
+    order, none for icmp; ``controllers`` [address]; of a slave with a range for jobs ``forward``
+    {interfaces, networks}, whose traffic the host may pass on (role macvlan, mode routed).
     """
     host = fleet.hosts[name]
     inbound: list[dict[str, Any]] = []
@@ -41,7 +44,13 @@ def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
     sets = {peer: _addresses(fleet, peer, host.addresses) for peer in sorted(peers)}
     if any(rule["peer"] == ANY for rule in outbound):
         sets[NOT_THE_INTERNET] = not_internet(fleet)
+    forward = (
+        {"interfaces": JOB_INTERFACES, "networks": [str(fleet.job_networks[name])]}
+        if name in fleet.job_networks
+        else {}
+    )
     return {
+        **({"forward": forward} if forward else {}),
         "own_name": name,
         "sets": sets,
         "inbound": inbound,

@@ -257,7 +257,7 @@ class Host:
         monkeypatch.setattr(
             program, "tell", lambda event, *args, **kwargs: self.events.append(event)
         )
-        self.prelude = program.PRELUDE
+        self.prelude = program.prelude()
         self.events: list[str] = []
 
     def run(self, command: list[str], stdin: str = "", timeout: float = 30) -> Any:

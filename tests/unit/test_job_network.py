@@ -64,8 +64,8 @@ def test_a_fleet_without_slaves_has_no_ranges() -> None:
     [
         (
             "10.0.0.128/25",
-            63,
-            "has too few addresses: 2 slaves get 64 each, of which 62 are for jobs",
+            64,
+            "has too few addresses: 2 slaves get 64 each, of which 63 are for jobs",
         ),
         ("10.0.0.128/32", 1, "has too few addresses"),
         ("10.0.0.1/25", 1, "is '10.0.0.1/25', which is no network"),
