@@ -42,6 +42,8 @@ ENVIRONMENT = "python"
 _START_S = 20.0
 # Beside the probes' own time: a job may wait for others, and a slot for being made.
 _MORE_S = 30.0
+# No host need allow a job more by default.
+_JOB_S = 110.0
 # Of a job. Each probe has a socket; the host's file descriptors allow for them in one batch.
 _CONSTRAINTS = {
     "open_files": 1024,
@@ -68,13 +70,13 @@ class SandboxError(Exception):
     """A sandbox could not be used; the text says why."""
 
 
-def is_offered(config: str = CONFIG) -> bool:
-    """Whether this host gives jobs a network."""
+def offered_slots(config: str = CONFIG) -> int:
+    """How many jobs with a network this host runs at once; 0 where jobs have none."""
     try:
         with open(config, encoding="utf-8") as file:
-            return json.load(file).get("network") is not None
-    except (OSError, ValueError, AttributeError):
-        return False
+            return int((json.load(file).get("network") or {}).get("slots", 0))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return 0
 
 
 def start_sibling(
@@ -86,8 +88,11 @@ def start_sibling(
     slot, or ``problem``. One that an earlier run left is ended.
     """
     _network_listener.collect(STATE_DIR)
-    if not is_offered():
+    slots = offered_slots()
+    if not slots:
         return None
+    if slots == 1:
+        return {"problem": "it has one network slot only; give it two (macvlan_slots)"}
     arguments = {"listeners": list(listeners), "duration_s": duration_s, "state_dir": STATE_DIR}
     try:
         return _started(
@@ -157,7 +162,7 @@ def _run_job(policy: str, asked: Mapping[str, Any], limit_s: float) -> str:
                 "command": ["python3", "probe.py"],
                 "stdin": {"text": json.dumps(asked)},
                 "network": policy,
-                "constraints": {**_CONSTRAINTS, "wall_time_ms": int(limit_s * 1000)},
+                "constraints": {**_CONSTRAINTS, "wall_time_ms": int(min(limit_s, _JOB_S) * 1000)},
             }
         ],
     }
