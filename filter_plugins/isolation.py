@@ -33,16 +33,17 @@ def probe_plan(
 ) -> dict[str, Any]:
     """Who takes part in a probe of the fleet `data` (see the filter cellblock_fleet_model).
 
-    Returns `hosts` (names in the inventory), `vantages` (those of them and `controller` that try)
-    and `listeners`: by host, what the module network_probe is to listen on. `vantages` limits who
-    tries to a list of names, or a text with commas. Raises AnsibleFilterError for a name that is no
-    vantage.
+    Returns `hosts` (names in the inventory), `vantages` (those of them, `controller` and sandboxes
+    that try), `listeners`: by host, what the module network_probe is to listen on, and `siblings`: by
+    slave, what in a network slot there. `vantages` limits who tries to a list of names, or a text
+    with commas. Raises AnsibleFilterError for a name that is no vantage.
     """
     made = _plan(data, vantages, spoof_frames)
     return {
         "hosts": list(matrix.involved_hosts(made.fleet)),
         "vantages": list(made.vantages),
         "listeners": made.listeners(),
+        "siblings": made.siblings(),
     }
 
 
@@ -51,14 +52,19 @@ def probe_targets(
     listening: Mapping[str, Any],
     vantages: Sequence[str] | str | None = None,
     spoof_frames: bool = False,
-) -> dict[str, list[dict[str, Any]]]:
-    """By vantage, the targets for the module network_probe.
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """By host (and `controller`), the `targets` and `sandboxes` for the module network_probe.
 
     `listening`: by host (and `controller`), what the module returned for `state: listening`; hosts
     that returned nothing useful may be in it.
     """
     made = _plan(data, vantages, spoof_frames)
-    return matrix.complete(made, matrix.usable(listening)).targets()
+    full = matrix.complete(made, matrix.usable(listening))
+    targets, boxes = full.targets(), full.sandboxes()
+    return {
+        name: {"targets": targets.get(name, []), "sandboxes": boxes.get(name, [])}
+        for name in {**targets, **boxes}
+    }
 
 
 def probe_observations(

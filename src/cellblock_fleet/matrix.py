@@ -13,6 +13,10 @@ A cell is one vantage, target, service and path. Its verdict is one of
 
 That proof (the control) is an answer from the same address, protocol and port to somebody else in
 the same run: to another vantage or, failing that, to the target host itself.
+
+Beside the hosts and the controller, the sandboxes of slaves that give jobs a network are vantages:
+``SLAVE/POLICY`` is a real job there, ``SLAVE/slot`` is root in a network slot as jobs have it. And
+they are targets: ``SLAVE/sibling`` is a slot with listeners, which stands for another job.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from typing import Any
 
 from cellblock_fleet.model import (
     CONTROLLER,
+    EVERY_HOST,
     INTERNET,
     Address,
     Fleet,
@@ -44,8 +49,13 @@ VERDICTS = (AS_DECLARED, LEAK, BROKEN, UNPROVEN)
 # Kinds of cells. A forged one must never arrive; a control one has no verdict of its own.
 SERVICE, CONTROL, SPOOFED, SPOOFED_FRAME = "service", "control", "spoofed", "spoofed_frame"
 
+# Kinds of sandboxes of network_probe.
+JOB, SLOT, SIBLING = "job", "slot", "sibling"
+
 _ANSWERED = ("open", "refused")
 _SILENT = ("filtered", "unreachable")
+# A job may open no raw socket; that root in a slot gets no further is seen there.
+_SILENT_IN_JOBS = (*_SILENT, "denied")
 
 Observations = Mapping[str, Mapping[str, Any]]
 
@@ -61,6 +71,7 @@ class Probe:
     interface: str | None = None
     source: str | None = None
     mac: str | None = None
+    source_mac: str | None = None
     payload: str | None = None
 
     def as_target(self) -> dict[str, Any]:
@@ -86,10 +97,39 @@ class Cell:
     def __str__(self) -> str:
         claim = f" with the source of {self.claimed}" if self.claimed else ""
         frame = " (frame)" if self.kind == SPOOFED_FRAME else ""
+        if any(probe.source_mac for probe in self.probes):
+            frame = " (frame with another's hardware address)"
         return (
             f"{self.vantage} -> {self.target} {self.service} over {PATH_NAMES[self.path]}"
             f"{claim}{frame}"
         )
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """Where untrusted programs run on a slave; ``policy`` is whom they may reach."""
+
+    slave: str
+    what: str  # within the slave
+    kind: str
+    policy: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.slave}/{self.what}"
+
+
+def sandboxes(fleet: Fleet) -> dict[str, Sandbox]:
+    """Every sandbox that the slaves may have, by name; whether they do is known by the hosts."""
+    # The widest policy, so that the slot's other protections have nothing else before them.
+    widest = max(fleet.job_flows, key=lambda policy: len(fleet.job_flows[policy]), default=None)
+    if widest is None or not fleet.job_flows[widest]:
+        return {}
+    found = []
+    for slave in fleet.groups.get(fleet.slaves_group, ()):
+        found += [Sandbox(slave, policy, JOB, policy) for policy in fleet.job_flows]
+        found += [Sandbox(slave, kind, kind, widest) for kind in (SLOT, SIBLING)]
+    return {sandbox.name: sandbox for sandbox in found}
 
 
 @dataclass(frozen=True)
@@ -111,15 +151,44 @@ class Plan:
                 where = host.owner if host.external else host.name
                 if where is None:
                     continue
-                entry: dict[str, Any] = {"id": service.name, "protocol": service.protocol}
-                if service.port is not None:
-                    entry |= {"port": service.port, "payload": _payload(service) or "nonce"}
                 # Two services may have one port, at different addresses of one host.
-                found.setdefault(where, {}).setdefault((service.protocol, service.port), entry)
+                found.setdefault(where, {}).setdefault(
+                    (service.protocol, service.port), _listener(service)
+                )
         return {host: list(entries.values()) for host, entries in sorted(found.items())}
 
+    def siblings(self) -> dict[str, dict[str, Any]]:
+        """For every slave, what is listened on in a slot there, if it has any."""
+        services = [self.fleet.services[name] for name in _of_siblings(self.fleet)]
+        return {
+            sandbox.slave: {
+                "policy": sandbox.policy,
+                "listeners": [_listener(service) for service in services],
+            }
+            for sandbox in sandboxes(self.fleet).values()
+            if sandbox.kind == SIBLING
+        }
+
     def targets(self) -> dict[str, list[dict[str, Any]]]:
-        """For every vantage, the targets for the module network_probe."""
+        """For every host and the controller, the targets for the module network_probe."""
+        everything = sandboxes(self.fleet)
+        return {
+            name: targets for name, targets in self._targets().items() if name not in everything
+        }
+
+    def sandboxes(self) -> dict[str, list[dict[str, Any]]]:
+        """For every slave with sandboxes, these with their targets for the module network_probe."""
+        everything = sandboxes(self.fleet)
+        found: dict[str, list[dict[str, Any]]] = {}
+        for name, targets in self._targets().items():
+            if name in everything:
+                box = everything[name]
+                found.setdefault(box.slave, []).append(
+                    {"name": box.what, "kind": box.kind, "policy": box.policy, "targets": targets}
+                )
+        return found
+
+    def _targets(self) -> dict[str, list[dict[str, Any]]]:
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in self.vantages}
         for cell in self.cells:
             found.setdefault(cell.vantage, []).extend(probe.as_target() for probe in cell.probes)
@@ -129,7 +198,8 @@ class Plan:
 def plan(
     fleet: Fleet, vantages: Sequence[str] | None = None, *, spoof_frames: bool = False
 ) -> Plan:
-    """What to try on ``fleet``, from the given vantages or from every host and the controller.
+    """What to try on ``fleet``, from the given vantages or from every host and the controller, and
+    from the sandboxes of all slaves.
 
     ``spoof_frames``: also try whether a host may claim another's address on its link in frames that
     its own rules do not see. On a flat network that is for the switch to prevent.
@@ -153,10 +223,11 @@ def plan(
 
 def complete(made: Plan, listening: Mapping[str, Mapping[str, Any]]) -> Plan:
     """``made`` with what follows from the hosts' interfaces: link-local paths, addresses that a host
-    has beside its declared ones on the same interface, and forged packets.
+    has beside its declared ones on the same interface, forged packets, and which sandboxes there are.
 
     ``listening``: by host (and ``controller``), what network_probe returned for ``listening``.
     """
+    made = _with_sandboxes(made, listening)
     fleet = made.fleet
     everywhere = _everywhere(fleet)
     links = {
@@ -164,6 +235,7 @@ def complete(made: Plan, listening: Mapping[str, Mapping[str, Any]]) -> Plan:
         for name, seen in listening.items()
         if seen.get("interfaces") is not None
     }
+    links |= _sandbox_links(fleet, listening)
     more = {host.name: _undeclared(host, links, listening) for host in fleet.fleet_hosts()}
     cells = list(_service_cells(fleet, made.vantages, more))
     notes = list(made.notes)
@@ -179,15 +251,16 @@ def complete(made: Plan, listening: Mapping[str, Mapping[str, Any]]) -> Plan:
         notes.append(
             f"{vantage} shares no link with {', '.join(names)}: no link-local path to try."
         )
+    boxes = sandboxes(fleet)
     for vantage in made.vantages:
-        if vantage != CONTROLLER:
+        if vantage != CONTROLLER and (vantage not in boxes or boxes[vantage].kind == SLOT):
             for target in fleet.fleet_hosts():
                 if target.name != vantage:
                     cells += _forged(made, vantage, target, links, listening)
     if not made.spoof_frames:
         notes.append(
-            "Forged frames, which a host's own rules do not see, were not tried; only the switch can"
-            " stop them."
+            "Forged frames of hosts, which their own rules do not see, were not tried; only the switch"
+            " can stop them."
         )
     return dataclasses.replace(made, cells=_ordered(cells, everywhere, fleet), notes=tuple(notes))
 
@@ -203,8 +276,93 @@ def usable(listening: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _everywhere(fleet: Fleet) -> tuple[str, ...]:
     # The hosts that play the outside are tried from as well: no flow lets them in.
-    inventory = (host.name for host in fleet.hosts.values() if not host.external)
-    return (CONTROLLER, *inventory)
+    everywhere = [CONTROLLER]
+    boxes = [box for box in sandboxes(fleet).values() if box.kind != SIBLING]
+    for host in fleet.hosts.values():
+        if not host.external and host.slot_of is None:
+            everywhere.append(host.name)
+            everywhere += [box.name for box in boxes if box.slave == host.name]
+    return tuple(everywhere)
+
+
+# The sandboxes of the slaves.
+
+
+def _of_siblings(fleet: Fleet) -> tuple[str, ...]:
+    """What is tried at a job's address: what is tried at every host's."""
+    return tuple(s.name for s in fleet.services.values() if EVERY_HOST in s.groups)
+
+
+def _with_sandboxes(made: Plan, listening: Mapping[str, Mapping[str, Any]]) -> Plan:
+    """``made`` without the sandboxes of slaves that have none, and with siblings as targets."""
+    hosts = dict(made.fleet.hosts)
+    gaps, notes = list(made.gaps), list(made.notes)
+    without = set()
+    for box in sandboxes(made.fleet).values():
+        if box.kind != SIBLING or box.slave not in listening:
+            continue  # what a slave has that said nothing is not known: that is unproven
+        network = listening[box.slave].get("job_network")
+        address = _slot_address(network or {})
+        if network is None:
+            without.add(box.slave)
+            notes.append(f"{box.slave} gives jobs no network: nothing was tried from jobs there.")
+        elif address is None:
+            gaps.append(
+                f"Whether jobs on {box.slave} can be reached was not tried:"
+                f" {network.get('problem') or 'a slot there has no address'}."
+            )
+        else:
+            hosts[box.name] = Host(
+                box.name,
+                (),
+                (address,),
+                services=_of_siblings(made.fleet),
+                slot_of=box.slave,
+            )
+    boxes = sandboxes(made.fleet)
+    return dataclasses.replace(
+        made,
+        fleet=dataclasses.replace(made.fleet, hosts=hosts),
+        vantages=tuple(
+            name for name in made.vantages if name not in boxes or boxes[name].slave not in without
+        ),
+        gaps=tuple(gaps),
+        notes=tuple(notes),
+    )
+
+
+def _slot_address(network: Mapping[str, Any]) -> Address | None:
+    """The address of the slot that network_probe holds on a slave."""
+    for interface in network.get("interfaces") or ():
+        for own in interface["addresses"]:
+            if (address := ip_address(own["address"])).version == 4:
+                return address
+    return None
+
+
+def _sandbox_links(
+    fleet: Fleet, listening: Mapping[str, Mapping[str, Any]]
+) -> dict[str, tuple[_Link, ...]]:
+    """The interfaces of sandboxes: all slots of a slave are made alike, but for the address."""
+    found: dict[str, tuple[_Link, ...]] = {}
+    for box in sandboxes(fleet).values():
+        network = (listening.get(box.slave) or {}).get("job_network") or {}
+        if not fleet.job_flows.get(box.policy):
+            # There is none: link-local addresses are tried without one.
+            found[box.name] = (_Link("", "", (), True),)
+        elif network.get("interfaces"):
+            found[box.name] = tuple(
+                dataclasses.replace(link, is_declared=True)
+                for link in _links(box.name, network, fleet)
+            )
+    return found
+
+
+def _allowing(fleet: Fleet, vantage: str, target: str, service: str) -> Flow | None:
+    box = sandboxes(fleet).get(vantage) if "/" in vantage else None
+    if box is None:
+        return fleet.allowing(vantage, target, service)
+    return fleet.allowing_job(box.policy, target, service)
 
 
 def _service_cells(
@@ -244,6 +402,14 @@ def _addresses(host: Host, path: str) -> list[Address]:
     return [address for address in host.addresses if address.version == version]
 
 
+def _listener(service: Service) -> dict[str, Any]:
+    """What network_probe listens on in the place of a service."""
+    entry: dict[str, Any] = {"id": service.name, "protocol": service.protocol}
+    if service.port is not None:
+        entry |= {"port": service.port, "payload": _payload(service) or "nonce"}
+    return entry
+
+
 def _payload(service: Service) -> str | None:
     """What real services at well-known ports answer to."""
     known = {("udp", 53): "dns", ("udp", 123): "ntp"}
@@ -276,7 +442,9 @@ def _cell(
 
 def _declared(fleet: Fleet, vantage: str, target: Host, service: Service, path: str) -> Flow | None:
     """The flow that lets a vantage use a service; networks are declared for IPv4 and IPv6 apart."""
-    flow = fleet.allowing(vantage, target.name, service.name)
+    flow = _allowing(fleet, vantage, target.name, service.name)
+    if path == IPV6 and vantage in sandboxes(fleet):
+        return None  # jobs have no IPv6, whatever they are allowed
     if flow is not None and vantage == CONTROLLER and flow.source in fleet.networks:
         version = 4 if path == IPV4 else 6
         if all(network.version != version for network in fleet.networks[flow.source]):
@@ -294,7 +462,7 @@ def _probe(
 ) -> Probe:
     name = f"{target}/{service.name}/{path}/{number}"
     return Probe(
-        name, address, service.protocol, service.port, interface, payload=_payload(service)
+        name, address, service.protocol, service.port, interface or None, payload=_payload(service)
     )
 
 
@@ -490,7 +658,8 @@ def _forged(
     service has. Not from a host that plays the outside: what it sends is not filtered at its end,
     and on a shared segment no other end can tell.
     """
-    if made.fleet.outside_group in made.fleet.hosts[vantage].groups:
+    box = sandboxes(made.fleet).get(vantage)
+    if box is None and made.fleet.outside_group in made.fleet.hosts[vantage].groups:
         return
     for service in made.fleet.services.values():
         if service.protocol == "tcp" or target not in made.fleet.serving(service.name):
@@ -520,7 +689,8 @@ def _forged(
                 SPOOFED, vantage, target.name, service, path, None, (probe,), claimed=claimed
             )
             yield cell
-            if made.spoof_frames and vantage in links and target.name in links:
+            # What hosts send past their own rules is for the switch; what jobs send is for us.
+            if (made.spoof_frames or box) and vantage in links and target.name in links:
                 way = next((li for li in links[vantage] if li.reaches(target)), None)
                 to = next((li for li in links[target.name] if li.is_declared), None)
                 if way and to:
@@ -532,16 +702,23 @@ def _forged(
                         mac=to.mac,
                     )
                     yield dataclasses.replace(cell, kind=SPOOFED_FRAME, probes=(framed,))
+                    slave = next(iter(links.get(box.slave, ())), None) if box else None
+                    if slave:
+                        framed = dataclasses.replace(
+                            framed, id=f"{framed.id}_mac", source_mac=slave.mac
+                        )
+                        yield dataclasses.replace(cell, kind=SPOOFED_FRAME, probes=(framed,))
 
 
 def _claim(
     made: Plan, vantage: str, target: Host, service: Service, path: str
 ) -> tuple[str, str] | None:
     """Somebody else who may use the service, and an address of theirs."""
-    if made.fleet.allowing(vantage, target.name, service.name):
+    if _allowing(made.fleet, vantage, target.name, service.name):
         return None  # it is let in by its own name
+    boxes = sandboxes(made.fleet)
     for other in made.vantages:
-        if other in (vantage, target.name):
+        if other in (vantage, target.name) or other in boxes:
             continue
         flow = made.fleet.allowing(other, target.name, service.name)
         if flow is None:
@@ -654,11 +831,32 @@ def judge(
     return Report(made, tuple(findings), tuple(controls), told)
 
 
+def _of_sandboxes(fleet: Fleet, observations: Observations) -> dict[str, dict[str, Any]]:
+    """What slaves said about their sandboxes, as if these were hosts."""
+    found: dict[str, dict[str, Any]] = {}
+    for box in sandboxes(fleet).values():
+        seen = observations.get(box.slave) or {}
+        own: dict[str, Any] = {}
+        if seen.get("problem"):
+            own["problem"] = f"{box.slave}: {seen['problem']}"
+        probed = ((seen.get("probed") or {}).get("sandboxes") or {}).get(box.what) or {}
+        if probed.get("problem"):
+            own["problem"] = probed["problem"]
+        elif probed:
+            own["probed"] = probed
+        if box.kind == SIBLING:
+            own["listening"] = (seen.get("listening") or {}).get("job_network")
+            own["collected"] = ((seen.get("collected") or {}).get("sandboxes") or {}).get(SIBLING)
+        found[box.name] = own
+    return found
+
+
 class _Sight:
     """The observations of a run, for looking things up."""
 
     def __init__(self, made: Plan, observations: Observations) -> None:
         self.made = made
+        observations = {**observations, **_of_sandboxes(made.fleet, observations)}
         self.observations = observations
         self.results = {
             (vantage, result["id"]): result
@@ -755,7 +953,9 @@ def _control_finding(cell: Cell, seen: tuple[Seen, ...]) -> Finding:
 def _judge_service(cell: Cell, seen: tuple[Seen, ...], sight: _Sight) -> Finding:
     answered = [s for s in seen if s.is_answered]
     one_way = [s for s in seen if not s.is_answered and s.arrived]
-    unknown = [s for s in seen if not s.is_answered and s.outcome not in _SILENT]
+    box = sandboxes(sight.made.fleet).get(cell.vantage)
+    silent = _SILENT_IN_JOBS if box and box.kind == JOB else _SILENT
+    unknown = [s for s in seen if not s.is_answered and s.outcome not in silent]
     declared = f"flow {cell.flow.index} ({cell.flow})" if cell.flow else None
 
     def found(verdict: str, what: str, control: str | None = None) -> Finding:

@@ -59,8 +59,10 @@ class Host:
     addresses: tuple[Address, ...]
     external: bool = False
     owner: str | None = None
-    # Of an external target: what is known to be served there.
+    # Of an external target or a job: what is known to be served there.
     services: tuple[str, ...] = ()
+    # The address is a job's, on this slave. No flow leads to jobs.
+    slot_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Fleet:
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # The addresses that each slave gives its jobs.
     job_networks: Mapping[str, Network] = field(default_factory=dict)
+    slaves_group: str = "worker_slaves"
     outside_group: str = "outside"
 
     def fleet_hosts(self) -> tuple[Host, ...]:
@@ -113,7 +116,7 @@ class Fleet:
         return tuple(
             host
             for host in self.hosts.values()
-            if not host.external and self.outside_group not in host.groups
+            if not host.external and host.slot_of is None and self.outside_group not in host.groups
         )
 
     def members(self, peer: str) -> tuple[Host, ...]:
@@ -132,14 +135,15 @@ class Fleet:
             for host in self.fleet_hosts()
             if EVERY_HOST in declared.groups or set(declared.groups) & set(host.groups)
         ]
-        outside = [h for h in self.hosts.values() if h.external and service in h.services]
-        return tuple(inside + outside)
+        others = [h for h in self.hosts.values() if service in h.services]
+        return tuple(inside + others)
 
     def is_internet(self, address: Address) -> bool:
         """Whether an address is public and not one of the fleet's own."""
         if any(address in network for network in NOT_INTERNET):
             return False
         ours = any(address in host.addresses for host in self.fleet_hosts())
+        ours = ours or any(address in network for network in self.job_networks.values())
         return not ours and not any(
             address in network for networks in self.networks.values() for network in networks
         )
@@ -155,6 +159,15 @@ class Fleet:
                 return flow
         return None
 
+    def allowing_job(self, policy: str, destination: str, service: str) -> Flow | None:
+        """The first flow that lets jobs with a network policy use ``service`` there."""
+        for flow in self.job_flows.get(policy, ()):
+            if service in flow.services and self._is_destination(
+                flow.destination, self.hosts[destination]
+            ):
+                return flow
+        return None
+
     def _is_source(self, peer: str, source: str) -> bool:
         if source == CONTROLLER:
             return peer == CONTROLLERS
@@ -165,6 +178,8 @@ class Fleet:
         return bool(networks) and any(a in network for a in host.addresses for network in networks)
 
     def _is_destination(self, peer: str, host: Host) -> bool:
+        if host.slot_of is not None:
+            return False
         if peer == INTERNET:
             return all(self.is_internet(address) for address in host.addresses)
         if peer in self.networks:
@@ -211,6 +226,7 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
         },
         groups=groups,
         job_networks=_job_networks(data.get("job_networks") or {}, groups.get(slaves, ())),
+        slaves_group=slaves,
         outside_group=outside,
     )
     _refuse_shared_addresses(fleet)

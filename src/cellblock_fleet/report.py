@@ -63,6 +63,10 @@ METHOD = (
     " host itself. Otherwise it is unproven.",
     "Forged packets claimed the address of a host that is let in. That none got in is known from the"
     " target's listener, which did receive what that host sent itself.",
+    "SLAVE/POLICY is a real job on that slave, submitted as any job, with that network policy;"
+    " SLAVE/slot is root in a network slot as jobs have it, which forges packets and frames too;"
+    " SLAVE/sibling is another job, with listeners. That a job may open no socket for a packet counts"
+    " as not reached.",
     "What should be reached follows from the declared flows alone. Firewall rules were not read for"
     " it; rules in force that differ from those that were installed are listed apart.",
 )
@@ -258,6 +262,10 @@ def to_text(report: Report, colour: bool, limit: int | None = None) -> str:
         f"Rows reach columns, over {names}, in this order." if matrix.paths else "Nothing tried.",
         "   ".join(f"{_painted(glyph, paint)} {text}" for glyph, text in _LEGEND),
     ]
+    if any("/" in vantage for vantage in matrix.vantages):
+        lines.append(
+            "SLAVE/POLICY: a job there with that network policy; SLAVE/slot: root in its network."
+        )
     forged = forged_line(report)
     if forged:
         lines.append(forged)
@@ -445,7 +453,8 @@ def to_html(report: Report, run: Run, json_text: str) -> str:
             (
                 (
                     host.name,
-                    ", ".join(host.groups) or ("outside" if host.external else "none"),
+                    ", ".join(host.groups)
+                    or ("outside" if host.external else "a job" if host.slot_of else "none"),
                     ", ".join(str(address) for address in host.addresses),
                 )
                 for host in fleet.hosts.values()

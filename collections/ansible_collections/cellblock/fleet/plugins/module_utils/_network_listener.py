@@ -30,6 +30,7 @@ from ansible_collections.cellblock.fleet.plugins.module_utils._network_probe imp
     ProbeError,
     answer_to,
     digest,
+    interfaces,
 )
 
 STATE_DIR = "/run/cellblock-probe"
@@ -70,6 +71,35 @@ def listen(
     finally:
         server.close_sockets()
     return {"handle": server.handle, "listeners": server.status}
+
+
+def main(given: Mapping[str, Any]) -> None:
+    """As ``listen``, but in this process, which prints what ``listen`` returns and its interfaces."""
+    wanted = [_plain(entry) for entry in given["listeners"]]
+    server = _Server(wanted, given["duration_s"], given["state_dir"])
+    server.open()
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, server.told_to_end)
+    started = {"handle": server.handle, "listeners": server.status, "interfaces": interfaces()}
+    print(json.dumps(started), flush=True)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    server.serve()
+
+
+def process_of(state_dir: str = STATE_DIR) -> int | None:
+    """The id of the listening process; None when there is none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(10)
+        try:
+            sock.connect(f"{state_dir}/control")
+            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        except OSError:
+            return None
+    pid: int = struct.unpack("=iII", credentials)[0]
+    return pid
 
 
 def collect(state_dir: str = STATE_DIR) -> dict[str, Any]:

@@ -12,6 +12,7 @@ Outcomes:
 - ``filtered``: no answer within the time
 - ``unreachable``: something said that there is no way, this host's own stack or another box
 - ``sent``: a forged packet left; only the target's listener knows whether it arrived
+- ``denied``: this process may not open a socket for it, so it cannot send such a packet
 - ``error``: the probe could not be made, so nothing is known
 """
 
@@ -22,12 +23,14 @@ import errno
 import fcntl
 import hashlib
 import ipaddress
+import json
 import os
 import resource
 import secrets
 import selectors
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -93,6 +96,7 @@ _LOCAL = {
     errno.EINVAL: "this host's own routes discard it",
     errno.EPERM: "this host's own filter refused to send it",
     errno.ENETDOWN: "this host's interface is down",
+    errno.ENOBUFS: "this host's own filter or queue dropped it",
 }
 
 
@@ -223,6 +227,8 @@ class _Batch:
 class _Attempt:
     """One target's probe. Subclasses send in ``begin`` and read in ``ready``."""
 
+    is_forged = False
+
     def __init__(self, batch: _Batch, target: Target) -> None:
         self.batch = batch
         self.target = target
@@ -264,8 +270,8 @@ class _Attempt:
         if code == errno.ECONNREFUSED:
             self.finish("refused", f"port unreachable or RST in {self.elapsed()}")
         elif code == errno.EPERM and self.sock is None:
-            self.finish("error", "needs root (CAP_NET_RAW): no socket for it (EPERM)")
-        elif code == errno.EADDRNOTAVAIL and self.target.get("source"):
+            self.finish("denied", "needs root (CAP_NET_RAW): no socket for it (EPERM)")
+        elif code == errno.EADDRNOTAVAIL and self.target.get("source") and not self.is_forged:
             self.finish("error", f"{self.target['source']} is no address of this host ({name})")
         elif code in _LOCAL:
             self.finish("unreachable", f"not sent: {_LOCAL[code]} ({name})")
@@ -569,6 +575,8 @@ class _Neighbours(_Attempt):
 
 class _Spoofed(_Attempt):
     """A packet with a forged source. It gets no answer here; the target's listener tells."""
+
+    is_forged = True
 
     def begin(self) -> None:
         self.key = secrets.token_hex(8).encode()
@@ -881,3 +889,16 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
             return
         yield kind, data[4:length]
         data = data[(length + 3) & ~3 :]
+
+
+# As a program, where this file is all that there is: in a job, in a network slot.
+
+
+def main(given: Mapping[str, Any] | None = None) -> None:
+    """Tries ``targets`` for ``timeout_ms`` and prints ``results``; from standard input unless given."""
+    asked = json.load(sys.stdin) if given is None else given
+    print(json.dumps({"results": probe(asked["targets"], asked["timeout_ms"])}))
+
+
+if __name__ == "__main__":
+    main()

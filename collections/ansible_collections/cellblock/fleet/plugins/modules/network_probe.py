@@ -14,9 +14,12 @@ description:
     O(listeners) that no service has, and notes what it received; so a target without a service can
     be tried, and forged packets can be found where they should not arrive. It ends by itself.
   - With O(state=collected), that process is ended and what it received is returned.
+  - On a host that gives jobs a network, it tries from real jobs and network slots as well
+    (O(sandboxes)), and can hold a slot with listeners (O(sibling)).
   - It knows nothing of rules and of what should be; see C(playbooks/verify-isolation.yml).
   - Nothing that lasts is changed on the host, so that the task never reports a change. The process
-    has one socket in C(/run/cellblock-probe), which is gone when it ends.
+    has one socket in C(/run/cellblock-probe), that of O(sibling) one in
+    C(/run/cellblock-probe-sibling); they are gone when it ends.
 options:
   state:
     description: What to do.
@@ -106,6 +109,50 @@ options:
       other protocols' is sent after two fifths of this time.
     type: int
     default: 2000
+  sibling:
+    description:
+      - For O(state=listening). Listeners in a network slot of their own, for O(duration_s); so it
+        can be tried whether a job can be reached. Nothing is done where jobs have no network.
+    type: dict
+    suboptions:
+      policy:
+        description: The network policy of the slot.
+        type: str
+        required: true
+      listeners:
+        description: As O(listeners).
+        type: list
+        elements: dict
+        required: true
+  sandboxes:
+    description:
+      - For O(state=probed). What is tried from jobs and slots of this host, at the same time as
+        O(targets).
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: By this it is named in the results.
+        type: str
+        required: true
+      kind:
+        description:
+          - V(job) is a job of its own in the environment C(python), submitted with the command
+            C(cellblock).
+          - V(slot) is root in a network slot, which can forge packets too.
+          - V(sibling) is the slot of O(sibling).
+        type: str
+        required: true
+        choices: [job, slot, sibling]
+      policy:
+        description: The network policy; not for V(sibling).
+        type: str
+      targets:
+        description: As O(targets).
+        type: list
+        elements: dict
+        required: true
 requirements:
   - Linux, Python 3.9
   - root, but for V(tcp) and V(udp), and V(icmp) where C(net.ipv4.ping_group_range) allows it
@@ -166,6 +213,7 @@ results:
           arrived; V(filtered), nothing came back; V(unreachable), this host or another on the way
           said that there is no way.
         - V(sent), a forged packet left; whether it arrived, the target's listener knows.
+        - V(denied), whoever tried may open no socket for it.
         - V(error), it could not be tried.
       type: str
     evidence:
@@ -186,6 +234,16 @@ results:
     mac:
       description: Hardware address of a neighbour that answered.
       type: str
+sandboxes:
+  description: By name, what was seen from there, C(results) as above or the C(problem) that it could
+    not be tried; with O(state=collected), what the O(sibling) received.
+  returned: O(state=probed) and O(state=collected)
+  type: dict
+job_network:
+  description: Null where jobs have no network; else C(handle), C(listeners) and C(interfaces) of the
+    O(sibling), or the C(problem) that there is none.
+  returned: O(state=listening)
+  type: dict
 interfaces:
   description: The host's interfaces that are up, with C(name), C(mac) and C(addresses) (C(address),
     C(prefix_length)).
@@ -225,10 +283,14 @@ half_open:
   elements: dict
 """
 
+from concurrent.futures import ThreadPoolExecutor  # noqa: E402
 from typing import Any  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
+from ansible_collections.cellblock.fleet.plugins.module_utils import (  # noqa: E402
+    _network_sandbox,
+)
 from ansible_collections.cellblock.fleet.plugins.module_utils._network_listener import (  # noqa: E402
     LONGEST_S,
     check_listeners,
@@ -247,6 +309,33 @@ from ansible_collections.cellblock.fleet.plugins.module_utils._network_probe imp
 
 LONGEST_MS = 60000
 PAYLOAD = {"type": "str", "choices": list(PAYLOADS), "default": "nonce"}
+LISTENERS = {
+    "id": {"type": "str", "required": True},
+    "protocol": {"type": "str", "required": True, "choices": ["tcp", "udp", "icmp"]},
+    "port": {"type": "int"},
+    "payload": PAYLOAD,
+}
+TARGETS = {
+    "id": {"type": "str", "required": True},
+    "address": {"type": "str", "required": True},
+    "protocol": {"type": "str", "required": True, "choices": list(PROTOCOLS)},
+    "port": {"type": "int"},
+    "source": {"type": "str"},
+    "interface": {"type": "str"},
+    "mac": {"type": "str"},
+    "source_mac": {"type": "str"},
+    "payload": PAYLOAD,
+}
+SIBLING = {
+    "policy": {"type": "str", "required": True},
+    "listeners": {"type": "list", "elements": "dict", "required": True, "options": LISTENERS},
+}
+SANDBOXES = {
+    "name": {"type": "str", "required": True},
+    "kind": {"type": "str", "required": True, "choices": list(_network_sandbox.KINDS)},
+    "policy": {"type": "str"},
+    "targets": {"type": "list", "elements": "dict", "required": True, "options": TARGETS},
+}
 
 
 def main() -> None:
@@ -261,34 +350,12 @@ def main() -> None:
                 "type": "list",
                 "elements": "dict",
                 "default": [],
-                "options": {
-                    "id": {"type": "str", "required": True},
-                    "protocol": {
-                        "type": "str",
-                        "required": True,
-                        "choices": ["tcp", "udp", "icmp"],
-                    },
-                    "port": {"type": "int"},
-                    "payload": PAYLOAD,
-                },
+                "options": LISTENERS,
             },
             "duration_s": {"type": "int", "default": 120},
-            "targets": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "id": {"type": "str", "required": True},
-                    "address": {"type": "str", "required": True},
-                    "protocol": {"type": "str", "required": True, "choices": list(PROTOCOLS)},
-                    "port": {"type": "int"},
-                    "source": {"type": "str"},
-                    "interface": {"type": "str"},
-                    "mac": {"type": "str"},
-                    "source_mac": {"type": "str"},
-                    "payload": PAYLOAD,
-                },
-            },
+            "targets": {"type": "list", "elements": "dict", "default": [], "options": TARGETS},
+            "sibling": {"type": "dict", "options": SIBLING},
+            "sandboxes": {"type": "list", "elements": "dict", "default": [], "options": SANDBOXES},
             "timeout_ms": {"type": "int", "default": 2000},
         },
         supports_check_mode=True,
@@ -308,19 +375,46 @@ def run(params: dict[str, Any], is_check: bool) -> dict[str, Any]:
         raise ProbeError(f"timeout_ms is {params['timeout_ms']}; use 1 to {LONGEST_MS}.")
     if params["state"] == "probed":
         check_targets(params["targets"])
+        for sandbox in params["sandboxes"]:
+            check_sandbox(sandbox)
         if is_check:
-            return {"results": [], "msg": "Check mode: nothing was tried."}
-        return {"results": probe(params["targets"], params["timeout_ms"])}
+            return {"results": [], "sandboxes": {}, "msg": "Check mode: nothing was tried."}
+        return probe_all(params["targets"], params["sandboxes"], params["timeout_ms"])
     if params["state"] == "listening":
+        sibling = params["sibling"]
         check_listeners(params["listeners"])
+        check_listeners(sibling["listeners"] if sibling else [])
+        about = {"interfaces": interfaces(), "own_addresses": own_addresses(), "job_network": None}
         if is_check:
-            started = {"handle": None, "listeners": [], "msg": "Check mode: nothing was started."}
-        else:
-            started = listen(params["listeners"], params["duration_s"])
-        return {"interfaces": interfaces(), "own_addresses": own_addresses(), **started}
+            about |= {"handle": None, "listeners": [], "msg": "Check mode: nothing was started."}
+            return about
+        about |= listen(params["listeners"], params["duration_s"])
+        if sibling:
+            about["job_network"] = _network_sandbox.start_sibling(
+                sibling["policy"], sibling["listeners"], params["duration_s"]
+            )
+        return about
     if is_check:
         return {"msg": "Check mode: nothing was ended.", **nothing_collected()}
-    return collect()
+    return {**collect(), "sandboxes": {"sibling": _network_sandbox.collect_sibling()}}
+
+
+def check_sandbox(sandbox: dict[str, Any]) -> None:
+    check_targets(sandbox["targets"])
+    if sandbox["kind"] != "sibling" and not sandbox["policy"]:
+        raise ProbeError(
+            f"sandbox {sandbox['name']}: policy is missing; a {sandbox['kind']} needs one."
+        )
+
+
+def probe_all(
+    targets: list[dict[str, Any]], sandboxes: list[dict[str, Any]], timeout_ms: int
+) -> dict[str, Any]:
+    """From this host and from its sandboxes at the same time."""
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(_network_sandbox.probe, sandboxes, timeout_ms)
+        results = probe(targets, timeout_ms)
+        return {"results": results, "sandboxes": others.result()}
 
 
 def nothing_collected() -> dict[str, Any]:

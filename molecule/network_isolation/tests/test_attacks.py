@@ -1,0 +1,1034 @@
+"""Attacks from jobs, and from root in a job's network, on a live fleet; then it is verified again.
+
+Every packet of an attack carries a mark, and what looks for it at the targets reads frames off their
+interfaces, before any filter of theirs: what is stopped must be stopped at the slave that it leaves.
+Every attack has its control: the same program, or the same watch, with something that must arrive.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import secrets
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv4Network, ip_address
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import testinfra
+
+testinfra_hosts = ["ansible://slave1"]
+
+OUTSIDE = "198.51.100.10"
+METADATA = "169.254.169.254"
+STAND_IN = "outside1"
+
+Playbook = Callable[..., CompletedProcess[str]]
+
+# --- Programs that run elsewhere ------------------------------------------------------------------
+
+# Counts the frames that come in with each mark, until it is told to stop or the time is over.
+WATCH = r"""
+import json, os, socket, struct, sys, time
+given = json.loads(sys.argv[1])
+marks = [mark.encode() for mark in given["marks"]]
+counts = dict.fromkeys(given["marks"], 0)
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+s.setsockopt(socket.SOL_SOCKET, 33, 1 << 25)  # SO_RCVBUFFORCE
+s.settimeout(0.1)
+open(given["ready"], "w").close()
+end = time.monotonic() + given["seconds"]
+while time.monotonic() < end and os.path.exists(given["ready"]):
+    while True:
+        try:
+            frame, place = s.recvfrom(65536)
+        except OSError:
+            break
+        if place[2] != 4:  # not what goes out
+            for mark in marks:
+                if mark in frame:
+                    counts[mark.decode()] += 1
+_, missed = struct.unpack("=II", s.getsockopt(263, 6, 8))  # SOL_PACKET, PACKET_STATISTICS
+print(json.dumps({"counts": counts, "missed": missed}))
+"""
+
+# What programs in slots and on hosts use to make frames.
+FRAMES = r"""
+import json, socket, struct, sys, time, fcntl
+given = json.loads(sys.argv[1])
+def total(data):
+    data += b"\0" * (len(data) % 2)
+    n = sum(struct.unpack("!%dH" % (len(data) // 2), data))
+    while n >> 16:
+        n = (n & 65535) + (n >> 16)
+    return ~n & 65535
+def mac(text):
+    return bytes.fromhex(text.replace(":", ""))
+def own_mac(name):
+    got = fcntl.ioctl(socket.socket(), 0x8927, struct.pack("16s24x", name.encode()))
+    return got[18:24].hex(":")
+def own_address(name):
+    got = fcntl.ioctl(socket.socket(), 0x8915, struct.pack("16s24x", name.encode()))
+    return socket.inet_ntoa(got[20:24])
+def udp4(source, to, port, body):
+    udp = struct.pack("!4H", 40000, port, 8 + len(body), 0) + body
+    head = struct.pack("!BBHHHBBH4s4s", 69, 0, 20 + len(udp), 7, 0, 64, 17, 0,
+                       socket.inet_aton(source), socket.inet_aton(to))
+    return head[:10] + struct.pack("!H", total(head)) + head[12:] + udp
+def icmp6(source, to, kind, body, hops=255):
+    a, b = (socket.inet_pton(socket.AF_INET6, x) for x in (source, to))
+    bare = struct.pack("!BBH", kind, 0, 0) + body
+    check = total(a + b + struct.pack("!IxxxB", len(bare), 58) + bare)
+    bare = bare[:2] + struct.pack("!H", check) + bare[4:]
+    return struct.pack("!IHBB", 6 << 28, len(bare), 58, hops) + a + b + bare
+def arp(kind, mac1, ip1, mac2, ip2, body=b""):
+    return struct.pack("!HHBBH", 1, 0x800, 6, 4, kind) + mac(mac1) + socket.inet_aton(ip1) + (
+        mac(mac2) + socket.inet_aton(ip2) + body)
+def send(name, to, source, kind, body):
+    # 0: it left this machine's stack; else the error with which it did not.
+    s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    s.bind((name, 0))
+    try:
+        s.send(mac(to) + mac(source) + struct.pack("!H", kind) + body)
+    except OSError as problem:
+        return problem.errno
+    return 0
+ALL = "ff:ff:ff:ff:ff:ff"
+"""
+
+# Everything that IPv6 has for reaching neighbours, as frames and through the kernel.
+ATTACK_IPV6 = (
+    FRAMES
+    + r"""
+mark = given["mark"].encode()
+name, own = given["interface"], own_mac(given["interface"])
+if given.get("enable"):
+    for key, value in (("disable_ipv6", "0"), ("accept_ra", "2")):
+        try:
+            open("/proc/sys/net/ipv6/conf/%s/%s" % (name, key), "w").write(value)
+        except OSError:
+            pass
+    time.sleep(2)
+me = "fe80::cb:1"
+sent = []
+for to, ether in [("ff02::1", "33:33:00:00:00:01"), ("ff02::2", "33:33:00:00:00:02")] + [
+    (a, m) for a, m in given["targets"]
+]:
+    sent.append(send(name, ether, own, 0x86dd, icmp6(me, to, 128, struct.pack("!HH", 1, 1) + mark)))
+# A router advertisement of a prefix, and a neighbour advertisement of the gateway.
+prefix = struct.pack("!BBBBIII16s", 3, 4, 64, 0xc0, 600, 600, 0, socket.inet_pton(10, "2001:db8:bad::"))
+sent.append(send(name, "33:33:00:00:00:01", own, 0x86dd,
+    icmp6(me, "ff02::1", 134, struct.pack("!BBHII", 64, 0, 0, 0, 0) + prefix
+          + b"\xfd\x04" + mark.ljust(30, b"\0"))))
+sent.append(send(name, "33:33:00:00:00:01", own, 0x86dd,
+    icmp6(me, "ff02::1", 136, b"\x60\0\0\0" + socket.inet_pton(10, "fe80::1") + b"\x02\x01"
+          + mac(own) + b"\xfd\x04" + mark.ljust(30, b"\0"))))
+for to, _ in given["targets"] + [["ff02::1", ""]]:
+    try:
+        s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        s.sendto(mark, (to, 9999, 0, socket.if_nametoindex(name)))
+        sent.append(0)
+    except OSError as problem:
+        sent.append(problem.errno)
+print(json.dumps(sent))
+"""
+)
+
+# Claims other addresses, in packets and in frames, to every target.
+ATTACK_SPOOF = (
+    FRAMES
+    + r"""
+mark = given["mark"].encode()
+name, own, address = "job0", own_mac("job0"), own_address("job0")
+claims, sent = [claim for claim in given["claims"] if claim[0] != address], []
+for to, ether in given["targets"]:
+    for source, other in claims:
+        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        try:
+            raw.sendto(udp4(source, to, 53, mark), (to, 0))
+            sent.append(0)
+        except OSError as problem:
+            sent.append(problem.errno)
+        for ip, hardware in ((source, own), (source, other), (address, other)):
+            sent.append(send(name, ether, hardware, 0x800, udp4(ip, to, 53, mark)))
+for source, other in claims:
+    # "That address is here": announced and as an answer.
+    for kind in (1, 2):
+        for inner in (own, other):
+            sent.append(send(name, ALL, own, 0x806, arp(kind, inner, source, ALL, source, mark)))
+    sent.append(send(name, ALL, other, 0x806, arp(2, other, source, ALL, source, mark)))
+# The control: the same frame, of one's own, to who may be asked.
+to, ether = given["honest"]
+honest = send(name, ether, own, 0x800, udp4(address, to, 53, given["control"].encode()))
+print(json.dumps({"sent": sent, "honest": honest}))
+"""
+)
+
+# Asks for the hardware address of every address, and prints who answered.
+ATTACK_ARP = (
+    FRAMES
+    + r"""
+name, own, address = "job0", own_mac("job0"), own_address("job0")
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x806))
+s.bind((name, 0x806))
+s.settimeout(0.5)
+for to in given["addresses"]:
+    send(name, ALL, own, 0x806, arp(1, own, address, "00:00:00:00:00:00", to))
+answered, end = set(), time.monotonic() + 2
+while time.monotonic() < end:
+    try:
+        frame = s.recv(2048)
+    except OSError:
+        break
+    if frame[20:22] == b"\0\2":
+        answered.add(socket.inet_ntoa(frame[28:32]))
+print(json.dumps({"own": address, "answered": sorted(answered)}))
+"""
+)
+
+# A constant stream of datagrams and frames to every target, for some seconds.
+ATTACK_STREAM = (
+    FRAMES
+    + r"""
+mark, control = given["mark"].encode(), given["control"].encode()
+name, own, address = "job0", own_mac("job0"), own_address("job0")
+frames = given.get("frames")
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+packet = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+packet.bind((name, 0))
+tried = 0
+end = time.monotonic() + given["seconds"]
+bodies = [mac(e) + mac(own) + b"\x08\0" + udp4(address, to, 9999, mark) for to, e in given["targets"]]
+while time.monotonic() < end:
+    for (to, _), frame in zip(given["targets"], bodies):
+        for attempt in (lambda: s.sendto(mark, (to, 9999)),) + (
+            (lambda: packet.send(frame),) if frames else ()):
+            tried += 1
+            try:
+                attempt()
+            except OSError:
+                pass
+    if tried % 50 < 2 * len(bodies):
+        try:
+            s.sendto(control, (given["honest"], 53))
+        except OSError:
+            pass
+    time.sleep(0.002)
+print(json.dumps(tried))
+"""
+)
+
+# In a job: connects to every port of every address, thousands at a time.
+SCAN = r"""
+import errno, json, select, socket, sys, time
+given = json.load(sys.stdin)
+reached, tried = [], 0
+def settle(waiting):
+    poll = select.poll()
+    for fd in waiting:
+        poll.register(fd, select.POLLOUT)
+    end = time.monotonic() + 0.25
+    while waiting and time.monotonic() < end:
+        for fd, _ in poll.poll(50):
+            s, place = waiting.pop(fd)
+            poll.unregister(fd)
+            code = s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code in (0, errno.ECONNREFUSED):
+                reached.append([*place, code])
+            s.close()
+    for s, _ in waiting.values():
+        s.close()
+    waiting.clear()
+waiting = {}
+for address in given["addresses"]:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    for port in range(1, 65536):
+        s = socket.socket(family, socket.SOCK_STREAM)
+        s.setblocking(False)
+        tried += 1
+        code = s.connect_ex((address, port))
+        if code == errno.EINPROGRESS:
+            waiting[s.fileno()] = s, (address, port)
+            if len(waiting) >= 3500:
+                settle(waiting)
+        else:
+            if code in (0, errno.ECONNREFUSED):
+                reached.append([address, port, code])
+            s.close()
+settle(waiting)
+print(json.dumps({"tried": tried, "reached": reached}))
+"""
+
+# In a job: listens, and tells how many came; the first it is itself.
+LISTEN = r"""
+import json, select, socket, sys, time
+given = json.load(sys.stdin)
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.connect((given["cache"], 53))
+own = s.getsockname()[0]
+tcp, udp = socket.create_server(("0.0.0.0", 7777)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind(("0.0.0.0", 7777))
+socket.create_connection((own, 7777), 2).close()
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", (own, 7777))
+came, end = {"tcp": [], "udp": []}, time.monotonic() + given["seconds"]
+while time.monotonic() < end:
+    for ready in select.select([tcp, udp], [], [], 0.2)[0]:
+        if ready is tcp:
+            came["tcp"].append(tcp.accept()[1][0])
+        else:
+            came["udp"].append(udp.recvfrom(100)[1][0])
+print(json.dumps({"own": own, **came}))
+"""
+
+# In a job: connects to each place and says what it got; then the same for as long as it is told.
+CONNECT = r"""
+import json, socket, sys, time
+given = json.load(sys.stdin)
+def once(address, port, kind):
+    try:
+        if kind == "udp":
+            s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            s.sendto(b"x", (address, port))
+            return "sent"
+        socket.create_connection((address, port), given.get("timeout", 1)).close()
+        return "open"
+    except ConnectionRefusedError:
+        return "refused"
+    except OSError as problem:
+        return "no"
+rounds, end = [], time.monotonic() + given.get("seconds", 0)
+while True:
+    rounds.append({"%s:%s" % (a, p): once(a, p, k) for a, p, k in given["places"]})
+    if time.monotonic() >= end:
+        break
+    time.sleep(0.1)
+neighbours = [line.split()[0] for line in open("/proc/net/arp").read().splitlines()[1:]]
+print(json.dumps({"rounds": rounds, "neighbours": neighbours}))
+"""
+
+# In a job: sends bytes to a place and prints what comes back.
+TALK = r"""
+import json, socket, sys
+given = json.load(sys.stdin)
+answers = []
+for text in given["requests"]:
+    try:
+        with socket.create_connection((given["address"], given["port"]), 5) as s:
+            s.settimeout(10)
+            s.sendall(text.encode())
+            data = b""
+            while len(data) < 100000:
+                part = s.recv(65536)
+                if not part:
+                    break
+                data += part
+    except OSError as problem:
+        data += b"<" + type(problem).__name__.encode() + b">"
+    answers.append(data.decode("latin-1"))
+print(json.dumps(answers))
+"""
+
+# In a job: asks a resolver for A records; prints [status, addresses], or nothing when it is silent.
+ASK = r"""
+import json, socket, struct, sys
+given = json.load(sys.stdin)
+def ask(resolver, name):
+    query = struct.pack("!6H", 7, 256, 1, 0, 0, 0) + b"".join(
+        bytes([len(p)]) + p.encode() for p in name.split(".")) + b"\0" + struct.pack("!2H", 1, 1)
+    try:
+        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        s.settimeout(5)
+        s.connect((resolver, 53))
+        s.send(query)
+        data = s.recv(4096)
+    except OSError:
+        return None
+    flags, _, count = struct.unpack("!3H", data[2:8])
+    at, found = len(query), []
+    for _ in range(count):
+        kind, _, _, length = struct.unpack("!2HIH", data[at + 2:at + 12])
+        if kind == 1:
+            found.append(socket.inet_ntoa(data[at + 12:at + 16]))
+        at += 12 + length
+    return [flags & 15, found]
+print(json.dumps([ask(*question) for question in given["questions"]]))
+"""
+
+# In a job: what the kernel says of the network before and after it is used.
+TRACES = r"""
+import json, socket, sys, time
+given = json.load(sys.stdin)
+def state():
+    lines = open("/proc/net/tcp").read().splitlines()[1:]
+    device = [l.split() for l in open("/proc/net/dev").read().splitlines() if "job0" in l][0]
+    snmp = [l.split() for l in open("/proc/net/snmp").read().splitlines() if l.startswith("Tcp:")][1]
+    return {
+        "sockets": len(lines),
+        "neighbours": len(open("/proc/net/arp").read().splitlines()) - 1,
+        "sent_packets": int(device[10]),
+        "opens": int(snmp[5]),
+        "unix": open("/proc/net/unix").read().count("@cellblock-trace"),
+    }
+before = state()
+own = None
+for _ in range(given["connections"]):
+    with socket.create_connection((given["address"], given["port"]), 3) as s:
+        own = s.getsockname()[0]
+abstract = socket.socket(socket.AF_UNIX)
+abstract.bind("\0cellblock-trace")
+print(json.dumps({"own": own, "before": before, "after": state()}))
+"""
+
+SERVE_ONCE = r"""
+import json, os, socket, sys, time
+given = json.loads(sys.argv[1])
+s = socket.create_server(("0.0.0.0", given["port"]))
+s.settimeout(0.2)
+open(given["ready"], "w").close()
+came, end = [], time.monotonic() + given["seconds"]
+while time.monotonic() < end and os.path.exists(given["ready"]):
+    try:
+        peer, source = s.accept()
+    except OSError:
+        continue
+    with peer:
+        came.append(source[0])
+        peer.settimeout(1)
+        try:
+            peer.recv(65536)
+            peer.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 6\r\n\r\nsecret")
+        except OSError:
+            pass
+print(json.dumps(came))
+"""
+
+# --- What the tests share -------------------------------------------------------------------------
+
+
+class Lab:
+    """The fleet as the attacker, and who watches, see it."""
+
+    def __init__(self, machines: dict[str, Any]) -> None:
+        self.machines = machines
+        self.hosts = tuple(machines)
+        self.threads = ThreadPoolExecutor(32)
+        links = {name: self._links(machine) for name, machine in self.machines.items()}
+        self.addresses = {
+            name: [a["local"] for link in found for a in link["addr_info"]]
+            for name, found in links.items()
+        }
+        # The one interface that all hosts share with the slave.
+        slave = self.network("slave1")
+        segment = IPv4Network(
+            (slave.get("gateway", self.v4("slave1")), slave.get("prefix_length", 24)), strict=False
+        )
+        self.mac = {
+            name: link["address"]
+            for name, found in links.items()
+            for link in found
+            for a in link["addr_info"]
+            if a["family"] == "inet" and IPv4Address(a["local"]) in segment
+        }
+        self.interface = {
+            name: link["ifname"]
+            for name, found in links.items()
+            for link in found
+            for a in link["addr_info"]
+            if a["family"] == "inet" and IPv4Address(a["local"]) in segment
+        }
+        self.link_local = {
+            name: [a for a in found if a.startswith("fe80:")]
+            for name, found in self.addresses.items()
+        }
+
+    @staticmethod
+    def _links(machine: Any) -> list[dict[str, Any]]:
+        links = json.loads(machine.check_output("ip -json address show up"))
+        return [link for link in links if link["ifname"] != "lo"]
+
+    def v4(self, name: str) -> str:
+        return next(a for a in self.addresses[name] if ":" not in a)
+
+    def network(self, slave: str) -> dict[str, Any]:
+        """The slave's configuration of job networks."""
+        text = self.machines[slave].check_output("cat /etc/cellblock/engine.json")
+        network: dict[str, Any] = json.loads(text)["network"]
+        return network
+
+    def slots(self, slave: str) -> list[str]:
+        network = self.network(slave)
+        first = int(IPv4Network(network["addresses"]).network_address)
+        return [str(IPv4Address(first + n)) for n in range(network["slots"])]
+
+    def targets(self, *names: str) -> list[list[str]]:
+        """Address and hardware address of those that share the slave's link."""
+        return [[self.v4(name), self.mac[name]] for name in names if name in self.mac]
+
+    def run(self, where: str, program: str, *, slot: str | None = None, **given: Any) -> Any:
+        """What a program prints that runs on a host, as root; in a network slot if a policy is given."""
+        encoded = base64.b64encode(program.encode()).decode()
+        inside = f"cellblock slot --policy {slot} -- " if slot else ""
+        done = self.machines[where].run(
+            f"echo {encoded} | base64 -d | timeout 120 {inside}python3 -I - "
+            f"{shlex.quote(json.dumps(given))}"
+        )
+        assert done.rc == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def job(
+        self,
+        slave: str,
+        program: str,
+        policy: str = "internet",
+        *,
+        fields: Any = None,
+        **given: Any,
+    ) -> Any:
+        """What a program prints that runs in a real job."""
+        record = self.record(slave, program, policy, fields=fields, **given)
+        (stage,) = record["stages"]
+        assert stage["verdict"] == "ok", (stage["verdict"], stage["reason"], stage["stderr"])
+        return json.loads(stage["stdout"]["text"])
+
+    def record(
+        self,
+        slave: str,
+        program: str,
+        policy: str = "internet",
+        *,
+        fields: Any = None,
+        **given: Any,
+    ) -> Any:
+        job = self.description(program, policy, fields=fields, **given)
+        encoded = base64.b64encode(json.dumps(job).encode()).decode()
+        done = self.machines[slave].run(f"echo {encoded} | base64 -d | timeout 300 cellblock run -")
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout.splitlines()[0])
+
+    @staticmethod
+    def description(program: str, policy: str, *, fields: Any = None, **given: Any) -> Any:
+        return {
+            "environment": "python",
+            "files": {"attack.py": {"text": program}},
+            "stages": [
+                {
+                    "name": "attack",
+                    "command": ["python3", "attack.py"],
+                    "stdin": {"text": json.dumps(given)},
+                    "network": policy,
+                    "constraints": {
+                        "wall_time_ms": 120_000,
+                        "cpu_time_ms": 110_000,
+                        "memory_bytes": "512MiB",
+                        "open_files": 4096,
+                    },
+                    **(fields or {}),
+                }
+            ],
+        }
+
+    @contextlib.contextmanager
+    def background(
+        self, where: str, program: str, *, slot: str | None = None, **given: Any
+    ) -> Iterator[Future[Any]]:
+        """A program that goes on until the end of the block; its output is the future's."""
+        ready = f"/run/attack-{secrets.token_hex(8)}"
+        future = self.threads.submit(
+            self.run, where, program, slot=slot, ready=ready, seconds=100, **given
+        )
+        try:
+            waited = self.machines[where].run(
+                f"for i in $(seq 100); do test -e {ready} && exit 0; sleep 0.1; done; exit 1"
+            )
+            if waited.rc != 0:
+                raise AssertionError(future.result(5))
+            yield future
+        finally:
+            self.machines[where].run(f"sleep 0.3; rm -f {ready}")
+
+    @contextlib.contextmanager
+    def watched(
+        self, marks: Sequence[str], hosts: Sequence[str] | None = None, siblings: bool = True
+    ) -> Iterator[Callable[[str], dict[str, int]]]:
+        """Looks for marks at hosts, and in a sibling slot on both slaves; then says by mark where
+        how many came in.
+        """
+        with contextlib.ExitStack() as stack:
+            futures = {
+                name: stack.enter_context(self.background(name, WATCH, marks=marks))
+                for name in (self.hosts if hosts is None else hosts)
+            }
+            if siblings:
+                for slave in ("slave1", "slave2"):
+                    futures[f"{slave}/sibling"] = stack.enter_context(
+                        self.background(slave, WATCH, slot="internet", marks=marks)
+                    )
+
+            def counts(mark: str) -> dict[str, int]:
+                stack.close()
+                results = {name: future.result(30) for name, future in futures.items()}
+                assert not any(r["missed"] for r in results.values()), results
+                return {name: r["counts"][mark] for name, r in results.items() if r["counts"][mark]}
+
+            yield counts
+
+
+@pytest.fixture(scope="module")
+def lab(request: pytest.FixtureRequest) -> Lab:
+    options = {"ansible_inventory": request.config.option.ansible_inventory}
+    machines = {
+        machine.backend.get_pytest_id().removeprefix("ansible://"): machine
+        for machine in testinfra.get_hosts(["ansible://all"], **options)
+    }
+    machines.pop("localhost", None)
+    return Lab(machines)
+
+
+@pytest.fixture
+def mark() -> str:
+    return f"attack-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def control() -> str:
+    return f"honest-{secrets.token_hex(4)}"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.3)
+
+
+def container(address: str) -> str:
+    """The container that has an address."""
+    # Not checked: a container of somebody else may end in between.
+    command = "docker inspect $(docker ps --quiet --filter label=org.cellblock.fleet)"
+    shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    for found in json.loads(shown.stdout):
+        networks = found["NetworkSettings"]["Networks"].values()
+        if address in [network["IPAddress"] for network in networks]:
+            return str(found["Name"].lstrip("/"))
+    raise AssertionError(f"no container has the address {address}")
+
+
+def networked(lab: Lab, slave: str = "slave1") -> bool:
+    record = lab.record(slave, CONNECT, places=[[lab.v4("cache1"), 3142, "tcp"]])
+    return bool(record.get("verdict") == "ok")
+
+
+# --- Reaching ports -------------------------------------------------------------------------------
+
+
+def test_a_full_port_scan_finds_what_is_allowed_and_nothing_else(lab: Lab) -> None:
+    """Every port of every address of the fleet, and of the slave that the job runs on."""
+    addresses = sorted(
+        {
+            address
+            for name in lab.hosts
+            if name != STAND_IN
+            for address in lab.addresses[name]
+            if not address.startswith("fe80:")
+        }
+    )
+    # There is something to be found: the slave's own ssh, for one.
+    assert lab.machines["slave1"].socket("tcp://22").is_listening
+    # Two jobs at a time, of four addresses at most: a job has 110 s of processor time.
+    shares = [addresses[first : first + 4] for first in range(0, len(addresses), 4)]
+    with ThreadPoolExecutor(2) as pair:
+        found = list(pair.map(lambda share: lab.job("slave1", SCAN, addresses=share), shares))
+    assert sum(one["tried"] for one in found) == 65535 * len(addresses)
+    reached = [place for one in found for place in one["reached"]]
+    assert sorted((a, p) for a, p, _ in reached) == [
+        (lab.v4("cache1"), 53),
+        (lab.v4("cache1"), 3142),
+    ]
+
+
+def test_a_job_reaches_no_other_job(lab: Lab) -> None:
+    everybody = [a for slave in ("slave1", "slave2") for a in lab.slots(slave)]
+    places = [[a, 7777, kind] for a in everybody for kind in ("tcp", "udp")]
+    # The control within: the listening job is the first of its own visitors.
+    listening = lab.threads.submit(lab.job, "slave1", LISTEN, cache=lab.v4("cache1"), seconds=15)
+    time.sleep(2)
+    trying = [
+        lab.threads.submit(lab.job, slave, CONNECT, places=places, timeout=0.2, seconds=5)
+        for slave in ("slave1", "slave2")
+    ]
+    tried = [future.result() for future in trying]
+    heard = listening.result()
+    assert heard["own"] in lab.slots("slave1")
+    assert (heard["tcp"], heard["udp"]) == ([heard["own"]], [heard["own"]])
+    for one in tried:
+        answers = {r for round_ in one["rounds"] for r in round_.values()}
+        assert "open" not in answers
+        assert "refused" not in answers
+
+
+def test_metadata_and_resolvers_of_others_are_out_of_reach(lab: Lab) -> None:
+    with lab.background(STAND_IN, SERVE_ONCE, port=80) as served:
+        # Outside answers at both addresses: to itself, and to a job at the public one.
+        own = lab.run(STAND_IN, CONNECT.replace("json.load(sys.stdin)", "json.loads(sys.argv[1])"),
+                      places=[[METADATA, 80, "tcp"]])  # fmt: skip
+        assert own["rounds"] == [{f"{METADATA}:80": "open"}]
+        tried = lab.job(
+            "slave1",
+            CONNECT,
+            places=[[METADATA, 80, "tcp"], [OUTSIDE, 80, "tcp"], [OUTSIDE, 53, "tcp"]],
+        )
+    assert tried["rounds"] == [
+        {f"{METADATA}:80": "no", f"{OUTSIDE}:80": "open", f"{OUTSIDE}:53": "no"}
+    ]
+    assert len(served.result(30)) == 2
+
+
+# --- Names ----------------------------------------------------------------------------------------
+
+
+def test_names(lab: Lab) -> None:
+    """A job's resolver answers it, tells it nothing of the fleet, and no other resolver does."""
+    cache = lab.v4("cache1")
+    fleet, nobody = "database1.cellblock.internal", "nosuch.invalid"
+    answers = lab.job(
+        "slave1", ASK, questions=[[cache, nobody], [cache, fleet], [OUTSIDE, nobody], [lab.v4("slave2"), nobody]]
+    )  # fmt: skip
+    assert answers[0] is not None, "the control: its own resolver answers"
+    assert answers[1] == [5, []], "refused"
+    assert answers[2:] == [None, None]
+
+
+@pytest.fixture
+def names(lab: Lab) -> Iterator[Callable[..., None]]:
+    """What names mean on the slave, for the supervisor that resolves them."""
+    slave = lab.machines["slave1"]
+    slave.check_output("cp /etc/hosts /run/attack-hosts")
+
+    def mean(**entries: str) -> None:
+        lines = "".join(f"{address} {name}.example\n" for name, address in entries.items())
+        encoded = base64.b64encode(lines.encode()).decode()
+        slave.check_output(f"(cat /run/attack-hosts; echo {encoded} | base64 -d) > /etc/hosts")
+
+    yield mean
+    # Docker mounts the file: it is written, not replaced.
+    slave.check_output("cat /run/attack-hosts > /etc/hosts; rm /run/attack-hosts")
+
+
+def allowing(name: str, port: int) -> dict[str, Any]:
+    return {"network_allow": [{"to": name, "protocol": "tcp", "ports": [port]}]}
+
+
+def test_a_name_with_a_private_answer_is_refused_before_the_job_starts(
+    lab: Lab, names: Callable[..., None]
+) -> None:
+    names(inner=lab.v4("database1"), cloud=METADATA, outer=OUTSIDE)
+    for name in ("inner", "cloud"):
+        record = lab.record(
+            "slave1", CONNECT, "allow", fields=allowing(f"{name}.example", 80), places=[]
+        )
+        assert "error" in record, record
+        assert f"{name}.example" in record["error"]["text"]
+    # The control: the same with a public answer.
+    with lab.background(STAND_IN, SERVE_ONCE, port=80):
+        done = lab.job("slave1", CONNECT, "allow", fields=allowing("outer.example", 80),
+                       places=[["outer.example", 80, "tcp"]])  # fmt: skip
+    assert done["rounds"] == [{"outer.example:80": "open"}]
+
+
+def test_a_name_that_changes_its_mind_stays_what_it_was(
+    lab: Lab, names: Callable[..., None]
+) -> None:
+    """Rebinding: public when the job is prepared, private while it runs."""
+    names(fickle=OUTSIDE)
+    database = lab.v4("database1")
+    with lab.background(STAND_IN, SERVE_ONCE, port=80):
+        running = lab.threads.submit(
+            lab.job,
+            "slave1",
+            CONNECT,
+            "allow",
+            fields=allowing("fickle.example", 80),
+            places=[["fickle.example", 80, "tcp"], [database, 80, "tcp"], [database, 22, "tcp"]],
+            seconds=6,
+            timeout=0.5,
+        )
+        time.sleep(2)
+        names(fickle=database)
+        rounds = running.result()["rounds"]
+    assert len(rounds) > 10
+    assert {r["fickle.example:80"] for r in rounds} == {"open"}
+    assert {r[f"{database}:{port}"] for r in rounds for port in (22, 80)} == {"no"}
+
+
+# --- The cache server as a relay ------------------------------------------------------------------
+
+
+def test_the_cache_server_relays_nothing(lab: Lab) -> None:
+    cache, database = lab.v4("cache1"), lab.v4("database1")
+    places = [f"{database}:22", f"{database}:9100", "127.0.0.1:9100", f"{OUTSIDE}:80",
+              f"{METADATA}:80", f"{cache}:22"]  # fmt: skip
+    requests = []
+    for place in places:
+        requests += [
+            f"GET http://{place}/ HTTP/1.1\r\nHost: {place}\r\nConnection: close\r\n\r\n",
+            f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\nGET / HTTP/1.0\r\n\r\n",
+            f"GET / HTTP/1.1\r\nHost: {place}\r\nConnection: close\r\n\r\n",
+            f"GET /{place}/ HTTP/1.1\r\nHost: {cache}:3142\r\nConnection: close\r\n\r\n",
+            f"GET //{place}/ HTTP/1.0\r\n\r\n",
+        ]
+    legitimate = (
+        f"GET /debian/dists/bookworm/InRelease HTTP/1.1\r\nHost: {cache}:3142\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    with (
+        lab.background(STAND_IN, SERVE_ONCE, port=80) as outside,
+        lab.background("cache1", SERVE_ONCE, port=9100) as own,
+    ):
+        # The control: the cache server itself can reach both.
+        reach = CONNECT.replace("json.load(sys.stdin)", "json.loads(sys.argv[1])")
+        ok = lab.run("cache1", reach, places=[[OUTSIDE, 80, "tcp"], ["127.0.0.1", 9100, "tcp"]])
+        assert set(ok["rounds"][0].values()) == {"open"}
+        answers = lab.job(
+            "slave1", TALK, address=cache, port=3142, requests=[*requests, legitimate]
+        )
+    assert (len(outside.result(30)), len(own.result(30))) == (1, 1), "the controls, and nobody else"
+    for request, answer in zip(requests, answers, strict=False):
+        assert "secret" not in answer, request
+        assert "SSH-2.0" not in answer, request
+        assert " 200 " not in answer.split("\r\n")[0], (request, answer[:200])
+    assert " 200 " in answers[-1].split("\r\n")[0], answers[-1][:200]
+
+
+# --- Root in a slot: frames -----------------------------------------------------------------------
+
+
+def test_ipv6_leads_nowhere_from_a_slot(lab: Lab, mark: str, control: str) -> None:
+    targets = [
+        [address, lab.mac[name]]
+        for name in lab.mac
+        for address in lab.addresses[name]
+        if ":" in address
+    ]
+    routes = {n: lab.machines[n].check_output("ip -6 route show default") for n in lab.hosts}
+    with lab.watched([mark, control]) as arrived:
+        lab.run("slave1", ATTACK_IPV6, slot="internet", mark=mark, interface="job0",
+                targets=targets, enable=True)  # fmt: skip
+        # The control: what comes from a host that nothing of ours filters is seen by the watch.
+        lab.run(STAND_IN, ATTACK_IPV6, mark=control, interface=lab.interface[STAND_IN],
+                targets=targets)  # fmt: skip
+        attack = arrived(mark)
+        seen = arrived(control)
+    assert attack == {}
+    assert {"cache1", "database1", "slave1", "slave2"} <= set(seen), seen
+    # That control was a router advertisement too; nobody believes any.
+    assert routes == {
+        n: lab.machines[n].check_output("ip -6 route show default") for n in lab.hosts
+    }
+
+
+def test_nobody_elses_address_can_be_claimed(lab: Lab, mark: str, control: str) -> None:
+    claims = lab.targets("slave1", "master1", STAND_IN)
+    # Other jobs' as well; the slot leaves out its own.
+    prefix = lab.network("slave1")["mac_prefix"]
+    for slot in lab.slots("slave1"):
+        claims.append(
+            [slot, ":".join([prefix, *(f"{b:02x}" for b in ip_address(slot).packed[1:])])]
+        )
+    targets = lab.targets("cache1", "database1", "slave1", "slave2", STAND_IN)
+    with lab.watched([mark, control]) as arrived:
+        done = lab.run("slave1", ATTACK_SPOOF, slot="internet", mark=mark, control=control,
+                       claims=claims, targets=targets, honest=lab.targets("cache1")[0])  # fmt: skip
+        attack, honest = arrived(mark), arrived(control)
+    assert len(done["sent"]) > 50
+    assert attack == {}
+    assert honest == {"cache1": 1}
+
+
+def test_an_arp_scan_finds_no_other_job(lab: Lab) -> None:
+    everybody = [a for slave in ("slave1", "slave2") for a in lab.slots(slave)]
+    hosts = [lab.v4(name) for name in lab.mac]
+    with lab.watched([], hosts=[]):  # two siblings that could answer
+        found = lab.run("slave1", ATTACK_ARP, slot="internet", addresses=[*everybody, *hosts])
+    assert not set(found["answered"]) & set(everybody)
+    # The control: who may be reached does answer.
+    assert lab.v4("cache1") in found["answered"]
+    # A job has no packet sockets; what it learns is who it may reach.
+    places = [[a, 80, kind] for a in [*everybody, *hosts] for kind in ("tcp", "udp")]
+    done = lab.job(
+        "slave1", CONNECT, places=[*places, [lab.v4("cache1"), 3142, "tcp"]], timeout=0.1
+    )
+    assert lab.v4("cache1") in done["neighbours"]
+    assert not set(done["neighbours"]) & (set(everybody) | set(hosts) - {
+        lab.v4("cache1"), lab.v4(STAND_IN)})  # fmt: skip
+
+
+def test_frames_to_hosts_that_no_policy_names_are_stopped_by_the_guard(
+    lab: Lab, mark: str, control: str
+) -> None:
+    """A packet socket goes past the slot's rules for packets; its own address in it is true."""
+    targets = lab.targets("database1", "master1", "slave1", "slave2")
+    with lab.watched([mark, control]) as arrived:
+        tried = lab.run("slave1", ATTACK_STREAM, slot="internet", mark=mark, control=control,
+                        targets=targets, honest=lab.v4("cache1"), frames=True, seconds=3)  # fmt: skip
+        attack, honest = arrived(mark), arrived(control)
+    assert tried > 100
+    assert attack == {}
+    assert set(honest) == {"cache1"}
+
+
+# --- While things go wrong ------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def streaming(lab: Lab, mark: str, control: str, seconds: int) -> Iterator[Future[Any]]:
+    """A constant stream from a slot to everybody who may not be reached, siblings included."""
+    targets = lab.targets("database1", "master1", "slave1", "slave2")
+    targets += [[a, "ff:ff:ff:ff:ff:ff"] for s in ("slave1", "slave2") for a in lab.slots(s)]
+    stream = lab.threads.submit(
+        lab.run, "slave1", ATTACK_STREAM, slot="internet", mark=mark, control=control,
+        targets=targets, honest=lab.v4("cache1"), seconds=seconds,
+    )  # fmt: skip
+    time.sleep(1)
+    yield stream
+
+
+# Everything of ours that loads rules on a host, loaded anew.
+RELOAD = """
+for n in 1 2 3 4 5; do
+  for unit in $(systemctl list-units --plain --no-legend 'cellblock-firewall*.service' 'cellblock-*guard*.service' | awk '{print $1}'); do
+    systemctl restart $unit || exit 1
+  done
+  /usr/local/sbin/cellblock-firewall load || exit 1
+done
+"""
+
+
+def test_no_packet_gets_through_while_rules_are_reloaded(lab: Lab, mark: str, control: str) -> None:
+    with lab.watched([mark, control]) as arrived:
+        with streaming(lab, mark, control, 15) as stream:
+            for name in ("slave1", "slave2", "database1"):
+                done = lab.machines[name].run(RELOAD)
+                assert done.rc == 0, done.stderr
+            tried = stream.result()
+        attack, honest = arrived(mark), arrived(control)
+    print(f"{tried} packets tried during 15 reloads")
+    assert tried > 10_000
+    assert attack == {}
+    assert honest.keys() == {"cache1"}
+
+
+def test_a_running_job_stays_filtered_when_the_hosts_rules_are_flushed(lab: Lab) -> None:
+    cache, database = lab.v4("cache1"), lab.v4("database1")
+    slave = lab.machines["slave1"]
+    assert networked(lab)
+    running = lab.threads.submit(
+        lab.job, "slave1", CONNECT, seconds=12, timeout=0.3,
+        places=[[cache, 3142, "tcp"], [database, 22, "tcp"], [database, 5432, "tcp"],
+                [lab.v4("slave1"), 22, "tcp"], [lab.v4("slave2"), 22, "tcp"]],
+    )  # fmt: skip
+    time.sleep(2)
+    tables = json.loads(slave.check_output("cat /etc/cellblock/engine.json"))["network"]["guard"]
+    # What repairs the rules is quick: it is held for as long as it takes to see what it saves from.
+    job = self_contained(lab)
+    units = (
+        "$(systemctl list-units --plain --no-legend 'cellblock-*guard*.service' | cut -d' ' -f1)"
+    )
+    shown = slave.run(
+        f"systemctl kill --signal=STOP {units}; nft flush ruleset; {job};"
+        f" systemctl kill --signal=CONT {units}"
+    )
+    rounds = running.result()["rounds"]
+    forbidden = {answer for r in rounds for place, answer in r.items() if cache not in place}
+    assert len(rounds) > 5
+    assert forbidden == {"no"}
+    assert {r[f"{cache}:3142"] for r in rounds[:3]} == {"open"}
+    if tables["tables"]:
+        refused = json.loads(shown.stdout.splitlines()[0])
+        assert "error" in refused, "a job with a network started without the host's rules"
+        assert "is not loaded on this host" in refused["error"]["text"]
+    wait_for(lambda: networked(lab), 30, "jobs have a network again")
+
+
+def self_contained(lab: Lab) -> str:
+    job = lab.description(CONNECT, "internet", places=[])
+    encoded = base64.b64encode(json.dumps(job).encode()).decode()
+    return f"echo {encoded} | base64 -d | timeout 60 cellblock run -"
+
+
+def test_the_supervisor_is_killed(lab: Lab, mark: str, control: str) -> None:
+    slave = lab.machines["slave1"]
+    with lab.watched([mark, control], siblings=False) as arrived:
+        with streaming(lab, mark, control, 8) as stream:
+            slave.check_output("systemctl kill --kill-whom=main --signal=KILL cellblock.service")
+            tried = stream.result()
+        attack, honest = arrived(mark), arrived(control)
+    # The slot outlives the service for as long as somebody is in it, and so does its filter.
+    assert tried > 1000
+    assert attack == {}
+    assert honest.keys() == {"cache1"}
+    wait_for(lambda: networked(lab), 30, "jobs run again")
+    done = lab.job("slave1", CONNECT, places=[[lab.v4("database1"), 22, "tcp"]])
+    assert done["rounds"] == [{f"{lab.v4('database1')}:22": "no"}]
+
+
+def test_nothing_of_a_job_is_seen_by_the_next_at_its_address(lab: Lab) -> None:
+    count = lab.network("slave1")["slots"] + 2
+    place = {"address": lab.v4("cache1"), "port": 3142}
+    jobs = [lab.description(TRACES, "internet", connections=5, **place)]
+    jobs += [lab.description(TRACES, "internet", connections=1, **place) for _ in range(count)]
+    told = []
+    for job in jobs:
+        encoded = base64.b64encode(json.dumps(job).encode()).decode()
+        record = json.loads(
+            lab.machines["slave1"].check_output(f"echo {encoded} | base64 -d | cellblock run -")
+        )
+        assert record["verdict"] == "ok", record
+        told.append(json.loads(record["stages"][0]["stdout"]["text"]))
+    # The control: there was something to be seen, at the end of the first.
+    after = told[0]["after"]
+    assert after["sockets"] >= 5
+    assert after["neighbours"] >= 1
+    assert (after["opens"], after["unix"]) == (5, 1)
+    assert len({one["own"] for one in told}) < len(told), "no address was used twice"
+    nothing = {"sockets": 0, "neighbours": 0, "opens": 0, "unix": 0}
+    for one in told:
+        seen = {key: one["before"][key] for key in nothing}
+        assert seen == nothing, one
+        assert one["before"]["sent_packets"] <= 2, "no more than the interface's own announcement"
+
+
+def test_the_slave_is_restarted(lab: Lab, mark: str, control: str) -> None:
+    subprocess.run(
+        ["docker", "restart", container(lab.v4("slave1"))], check=True, capture_output=True
+    )
+
+    def is_back() -> bool:
+        # While it boots, the connection fails.
+        with contextlib.suppress(Exception):
+            return networked(lab)
+        return False
+
+    wait_for(is_back, 120, "the slave runs jobs again")
+    with lab.watched([mark, control], hosts=[n for n in lab.hosts if n != "slave1"]) as arrived:
+        with streaming(lab, mark, control, 3) as stream:
+            assert stream.result() > 500
+        attack, honest = arrived(mark), arrived(control)
+    assert attack == {}
+    assert honest.keys() == {"cache1"}
+
+
+# --- And after all of it --------------------------------------------------------------------------
+
+
+def test_everything_is_as_declared_after_the_attacks(
+    playbook: Playbook, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    reports = tmp_path_factory.mktemp("reports")
+    done = playbook("verify-isolation.yml", "-e", f"verify_isolation_report_dir={reports}")
+    assert done.returncode == 0, done.stdout
