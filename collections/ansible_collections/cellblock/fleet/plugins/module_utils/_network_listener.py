@@ -298,7 +298,10 @@ class _Server:
                 self._note_half_open()
                 answer = self._account()
                 self.is_ending = True
-                # The one who asked shall find nothing left.
+                # The one who asked shall find nothing left: who listens again at once would take a
+                # port that is still held for a service's.
+                for _, _, sock in self.sockets:
+                    sock.close()
                 self._leave()
             peer.sendall(json.dumps(answer).encode())
 
