@@ -134,19 +134,19 @@ def opened(host: Any) -> Iterator[Callable[[str, str], None]]:
 def test_rules_opened_by_hand_are_found_and_named(
     opened: Callable[[str, str], None], verify: Callable[..., Any]
 ) -> None:
-    opened("slave1", "output tcp dport 5432 accept")
-    opened("slave1", "input tcp sport 5432 accept")
-    opened("database1", "input tcp dport 5432 accept")
-    opened("database1", "output tcp sport 5432 accept")
-    status, printed, report = verify("-e", "verify_isolation_vantages=slave1,master1")
+    opened("slave1", "output tcp dport 9999 accept")
+    opened("slave1", "input tcp sport 9999 accept")
+    opened("master1", "input tcp dport 9999 accept")
+    opened("master1", "output tcp sport 9999 accept")
+    status, printed, report = verify("-e", "verify_isolation_vantages=slave1,database1")
     assert status != 0
     sentences = report["differences"]
     for family in ("IPv4", "IPv6"):
-        start = f"slave1 -> database1 postgresql (tcp 5432) over {family}: reached"
+        start = f"slave1 -> master1 undeclared_tcp (tcp 9999) over {family}: reached"
         assert any(s.startswith(start) for s in sentences), sentences
         assert start in printed
-    for machine in ("slave1", "database1"):
-        assert any(machine in s and "5432 accept" in s for s in sentences), sentences
+    for machine in ("slave1", "master1"):
+        assert any(machine in s and "9999 accept" in s for s in sentences), sentences
 
 
 def test_the_report_is_one_page_without_anything_from_elsewhere(
