@@ -323,12 +323,18 @@ def peer_of(path: str) -> int:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     # Those of who called listen(): the process that started it, whose child it is not any more.
     owner = int.from_bytes(credentials[:4], sys.byteorder)
-    candidates = [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and int(entry.name) != owner and holds(entry, path)
-    ]
-    assert len(candidates) == 1
+    candidates: list[int] = []
+
+    def is_found() -> bool:
+        # The process in between may not have ended yet.
+        candidates[:] = [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit() and int(entry.name) != owner and holds(entry, path)
+        ]
+        return len(candidates) == 1
+
+    assert eventually(is_found, 20), candidates
     return candidates[0]
 
 
