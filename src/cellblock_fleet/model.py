@@ -24,20 +24,22 @@ CONTROLLER = "controller"
 
 # What is never "the internet": the special-purpose registries of IANA (RFC 6890 and its successors),
 # without the ranges for documentation (RFC 5737, RFC 3849). Those lead nowhere on a real network,
-# and on the local fleet they are its internet. 64:ff9b::/96 (NAT64) and 2002::/16 (6to4) would carry
+# and on the local fleet they are its internet. 168.63.129.16 is public by its number and hands out
+# configuration and credentials to Azure's machines. 64:ff9b::/96 (NAT64) and 2002::/16 (6to4) would carry
 # a private IPv4 address inside.
 NOT_INTERNET: tuple[Network, ...] = tuple(
     ip_network(cidr)
     for cidr in """
     0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
     192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 224.0.0.0/3
+    168.63.129.16/32
     ::/96 ::ffff:0:0/96 64:ff9b::/96 64:ff9b:1::/48 100::/64 2001::/23 2002::/16 fc00::/7 fe80::/10
     fec0::/10 ff00::/8
     """.split()
 )
 
 # Names that mean something in flows or in the rules derived from them.
-RESERVED = (EVERY_HOST, INTERNET, "any", "not_internet", "jobs")
+RESERVED = (EVERY_HOST, INTERNET, "any", "not_internet", "jobs", "resets", "ipv6_routers")
 
 PROTOCOLS = ("tcp", "udp", "icmp")
 
@@ -199,6 +201,12 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
     if "problem" in data:
         raise FleetError(data["problem"])
     groups = {name: tuple(hosts) for name, hosts in data["groups"].items()}
+    for name in groups:
+        if name in RESERVED:
+            raise FleetError(
+                f"the group {name!r} of the inventory: flows and rules use that name for something"
+                " else; rename the group"
+            )
     slaves = data.get("slaves_group", "worker_slaves")
     outside = data.get("outside_group", "outside")
     networks = _networks(data.get("networks") or {}, groups)
@@ -261,6 +269,10 @@ def _hosts(
     hosts = {}
     for name, literals in addresses.items():
         where = f"{name}: cellblock_addresses"
+        if name in (CONTROLLER, "localhost"):
+            raise FleetError(
+                f"a host of the fleet is named {name!r}: rename it, that is the controller"
+            )
         parsed = []
         for literal in _list(literals, where):
             try:

@@ -56,6 +56,8 @@ METHOD = (
     "Reached: the target itself answered: a TCP handshake, a datagram or an echo. A refusal (RST,"
     " ICMP port unreachable) counts as reached, for the packet arrived. So does a packet that the"
     " target's listener received, or a TCP handshake that it began, although no answer came back.",
+    "A vantage tells what it saw itself: of a host that is in an attacker's hands, its own row proves"
+    " nothing where a real service, and not the prober, listens at the other end.",
     "Not reached: no answer within the time although it was sent more than once, or word of the"
     " sender's own stack or of another box that there is no way.",
     "Not reached counts as proven only when somebody else got an answer from the same address,"

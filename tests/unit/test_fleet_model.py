@@ -124,7 +124,7 @@ def test_the_host_that_plays_the_outside_is_not_of_the_fleet(fleet: Fleet) -> No
 
 @pytest.mark.parametrize(
     "address",
-    """10.9.9.9 100.64.0.1 127.0.0.1 169.254.169.254 172.31.0.1 192.168.1.1 198.18.0.1 224.0.0.1
+    """10.9.9.9 100.64.0.1 127.0.0.1 169.254.169.254 172.31.0.1 192.168.1.1 198.18.0.1 168.63.129.16 224.0.0.1
     255.255.255.255 0.0.0.0 ::1 fd00:1::1 fe80::1 ff02::1 64:ff9b::a00:1 ::ffff:10.0.0.1
     2002:a00:1:: 10.0.0.12 10.0.0.1""".split(),
 )
@@ -225,6 +225,14 @@ def test_public_addresses_of_the_fleet_are_not_the_internet() -> None:
         (
             declared(groups__databases=["db", "slave1"]),
             "slave1: in the group worker_slaves and also in databases",
+        ),
+        (declared(groups__any=["master"]), "the group 'any' of the inventory: flows and rules use"),
+        (declared(groups__jobs=["master"]), "the group 'jobs' of the inventory"),
+        (declared(groups__fleet=["master"]), "the group 'fleet' of the inventory"),
+        (declared(networks__resets=["198.18.9.0/24"]), "a group or a built-in peer has that name"),
+        (
+            declared(addresses__controller=["10.0.0.99"]),
+            "a host of the fleet is named 'controller'",
         ),
         (declared(external__db={"addresses": []}), "a host of the inventory has that name"),
         (declared(external__internet__owner="nobody"), "owner 'nobody' is no host"),

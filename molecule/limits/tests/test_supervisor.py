@@ -31,6 +31,14 @@ def on_host(host: Any, program: str) -> Any:
     return host.run(f"echo {encoded} | base64 -d | python3 -")
 
 
+@pytest.fixture
+def quick(slowness: int) -> None:
+    """For what does not depend on the host's kernel, and takes minutes on an emulated one."""
+    if slowness > 1:
+        pytest.skip("thousands of threads take an emulated machine minutes")
+
+
+@pytest.mark.usefixtures("quick")
 def test_many_idle_connections(host: Any, submit: Submit) -> None:
     # More descriptors than select(2) knows; the job among them runs all the same.
     program = (
@@ -47,6 +55,7 @@ def test_many_idle_connections(host: Any, submit: Submit) -> None:
     assert record["stages"][0]["stdout"]["text"] == "through\n"
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_user_has_a_share_of_the_connections(host: Any) -> None:
     host.check_output("id mallory >/dev/null 2>&1 || useradd -G cellblock mallory")
     program = (

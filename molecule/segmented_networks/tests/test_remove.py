@@ -13,7 +13,17 @@ from typing import Any
 
 import pytest
 
-testinfra_hosts = ["ansible://all:!outside"]
+testinfra_hosts = [
+    f"ansible://{group}"
+    for group in (
+        "cache_servers",
+        "databases",
+        "memory_databases",
+        "request_handlers",
+        "worker_masters",
+        "worker_slaves",
+    )
+]
 
 Playbook = Callable[..., CompletedProcess[str]]
 
