@@ -129,4 +129,3 @@ def experiment() -> dict[str, Any]:
 
 if __name__ == "__main__":
     lab.main(experiment)
-    os.killpg(0, 15)
