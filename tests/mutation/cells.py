@@ -147,7 +147,7 @@ def host_cells(fleet: Fleet, host: str, text: str) -> list[Cell]:
             cells.append(
                 Cell(name, IN, packet, frozenset(("arrived", "replied")) if allowed else _NOTHING)
             )
-            if allowed and protocol == "tcp":
+            if allowed and protocol == "icmp":  # what TCP resets is forgotten at once
                 some_in.setdefault(version, packet)
             packet = _packet(own[version], peer, protocol, port)
             allowed = fleet.out(host, peer, protocol, port)
@@ -161,7 +161,8 @@ def host_cells(fleet: Fleet, host: str, text: str) -> list[Cell]:
         version = 6 if ":" in address else 4
         packet = _packet(own[version], address, "tcp", 80)
         known = fleet.out(host, address, "tcp", 80)
-        cells.append(Cell(f"tcp 80 to {address}", OUT, packet, _LEFT if known else _NOTHING))
+        expected = _LEFT if known else _NOTHING
+        cells.append(Cell(f"tcp 80 to {address}", OUT, packet, expected, None, _LEFT))
     for address in edges(text, "jobs_v4"):
         for protocol, port in services:
             if fleet.job(host, protocol, port):
@@ -182,12 +183,11 @@ def host_cells(fleet: Fleet, host: str, text: str) -> list[Cell]:
 
 
 def _held(fleet: Fleet, host: str, own: Mapping[int, str], services: Iterable[tuple[str, int]]) -> Iterator[Cell]:
-    """Connections from before the rules, that they do not allow: reset, whoever speaks."""
+    """Connections from before the rules, that they do not allow: over, and those of TCP reset."""
     mine = {
         (protocol, port)
         for protocol, port in services
-        if protocol == "tcp"
-        and (
+        if (
             any(fleet.out(host, p, protocol, port) or fleet.in_(host, p, protocol, port) for p in fleet.peers(host))
             or port == UNDECLARED
         )
@@ -202,8 +202,10 @@ def _held(fleet: Fleet, host: str, own: Mapping[int, str], services: Iterable[tu
                     continue
                 source, target = (own[version], peer) if by_host else (peer, own[version])
                 expected = frozenset(("refused",) if "host sends" in way else ("replied",))
+                if protocol != "tcp":
+                    expected = _NOTHING
                 packet = _packet(source, target, protocol, port)
-                cells_name = f"tcp {port} with {peer}, {way}"
+                cells_name = f"{protocol} {port} with {peer}, {way}"
                 yield Cell(cells_name, way, packet, expected)
 
 
@@ -298,6 +300,8 @@ def slot_cells(fleet: Fleet, slot: str, gateway_mac: str, text: str, policy: str
     def allowed(address: str, protocol: str, port: int) -> bool:
         if ":" in address:
             return False
+        if listed == "0.0.0.0/0":
+            return (protocol, port) == ("tcp", 8080) and not fleet.is_special(address)
         if listed:
             return (address, protocol, port) == (listed, "tcp", 8080)
         here = fleet.names(address)
@@ -324,17 +328,21 @@ def slot_cells(fleet: Fleet, slot: str, gateway_mac: str, text: str, policy: str
             cells.append(Cell(name, OUT, packet, expected, _answer(packet) if passes else None))
             some = some or (packet if passes and protocol == "tcp" else None)
             cells.append(Cell(f"{protocol} {port} from {peer}", IN, _packet(peer, own, protocol, port)))
-    if not listed:
+    if policy == "internet" or listed == "0.0.0.0/0":
+        web = 8080 if listed else 80
         for address in edges(text, "denied"):
-            passes = allowed(address, "tcp", 80)
-            packet = _packet(slot, address, "tcp", 80)
+            passes = allowed(address, "tcp", web)
+            packet = _packet(slot, address, "tcp", web)
             cells.append(
-                Cell(f"tcp 80 to {address}", OUT, packet, _LEFT if passes else _NOTHING, None, _LEFT)
+                Cell(f"tcp {web} to {address}", OUT, packet, _LEFT if passes else _NOTHING, None, _LEFT)
             )
     assert some is not None
     for other in (neighbour(slot), "10.213.0.12"):
         packet = Packet(other, some.target, TCP, 0, some.dport, SYN)
         cells.append(Cell(f"spoofed {other}", OUT, packet))
+    for everybody in ("255.255.255.255", "10.213.0.255", "224.0.0.1"):
+        packet = _packet("10.213.0.14", everybody, "udp", 53)
+        cells.append(Cell(f"udp 53 from 10.213.0.14 to {everybody}", IN, packet))
     cells += _errors({}, {4: some})
     loop = Packet("", "127.0.0.1", TCP)
     cells.append(Cell("loopback IPv4", LOOPBACK, loop, frozenset(("answered",))))

@@ -13,18 +13,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 import cells as expected
 from mutants import Mutant, mutants
-from prober import HELD, Cell, Prober
+from packets import ICMP, ICMPV6, TCP, UDP
+from prober import HELD, IN, OUT, Cell, Prober
 
 from cellblock import network
 from cellblock.job import parse_job
 from cellblock.limits import StageConstraints
 from cellblock.netlink import Netlink, inside, new_namespace
-from cellblock.network import Access, NetworkConfig
+from cellblock.network import Access, NetworkConfig, Reach
 from cellblock.nft import Nft, NftError
 from cellblock.slots import Slot
 
@@ -100,17 +103,32 @@ class Layer:
         return self.prober.differences(cells, numbers)
 
     def changeable(self, mutant: Mutant) -> list[Cell]:
-        """The cells that the mutant can change: of its family, and whether it is about replies."""
+        """The cells that the mutant can change: of its rule's family, protocol and direction."""
+        if mutant.where == "everything" or mutant.rule.startswith("policy"):
+            return list(self.cells)
         about = f"{mutant.where} {mutant.rule} {mutant.what}"
-        six = re.search(r"ip6|ipv6|_v6\b", about)
-        four = re.search(r"ip [sd]addr|ipv4|_v4\b|\bicmp type", about)
-        held = bool(re.search(r"established|resets|policy|everything|related|lo\"|removed$", about))
+        six = re.search(r"ip6|ipv6|icmpv6|_v6\b", about)
+        four = re.search(r"\bip [sd]addr|ipv4|_v4\b|\bicmp type", about)
+        version = 6 if six and not four else 4 if four and not six else 0
+        # A flow's rule has one protocol, and lets pass one way of what one side began.
+        protocols: set[int] = set()
+        ways: set[str] = set()
+        flow = re.search(r"ct direction (original|reply) accept comment", mutant.rule)
+        if flow:
+            found = re.search(r"(tcp|udp) [sd]port|(icmp)(v6)? type", mutant.rule)
+            word = found and (found.group(1) or found.group(2))
+            protocols = {"tcp": {TCP}, "udp": {UDP}, "icmp": {ICMP, ICMPV6}}.get(word or "", set())
+            by_host = (mutant.where == "output") == (flow.group(1) == "original")
+            sender = "host" if mutant.where == "output" else "peer"
+            ways = {OUT if by_host else IN}
+            ways.add(f"held by {'host' if by_host else 'peer'}, {sender} sends")
+        held = re.search(r"resets|related", about)
         return [
             cell
             for cell in self.cells
-            if (held or cell.way not in HELD)
-            and (mutant.where == "everything" or not (six and not four) or cell.packet.version == 6)
-            and (mutant.where == "everything" or not (four and not six) or cell.packet.version == 4)
+            if (not version or cell.packet.version == version)
+            and (not protocols or cell.packet.protocol in protocols)
+            and (cell.way in ways if ways else held or cell.way not in HELD)
         ]
 
     def run(self, only: str = "") -> dict[str, Any]:
@@ -156,7 +174,8 @@ def host_layer(fleet: expected.Fleet, host: str, text: str) -> Layer:
             f"address add {a}/{64 if ':' in a else 24} dev eth0{' nodad' if ':' in a else ''}"
             for a in addresses
         ),
-        "link add elsewhere type dummy",
+        "link add elsewhere type veth peer name nowhere",
+        "link set nowhere up",
         "link set elsewhere up",
         "route add 10.99.0.0/24 dev elsewhere",
         "route add fd00:99::/64 dev elsewhere",
@@ -166,7 +185,7 @@ def host_layer(fleet: expected.Fleet, host: str, text: str) -> Layer:
     with inside(namespace):
         nft = Nft()
     stranger = {
-        name: "10.213.0.20" if name.endswith("_v4") else "fd00:cb::20"
+        name: "10.213.0.23" if name.endswith("_v4") else "fd00:cb::23"
         for name in re.findall(r"set (\w+_v[46]) ", text)
         if not name.startswith("resets")
     }
@@ -208,10 +227,18 @@ def slot_layers(fleet: expected.Fleet, facts: dict[str, Any]) -> list[Layer]:
         stage = {"name": "run", "command": ["true"], "network": policy, **more}
         parsed = parse_job({"environment": "base", "stages": [stage]}).stages[0]
         access = Access.of(parsed, "stages[0]", config, "slave1")
-        text = inet + network.open_rules(access, StageConstraints(network_bytes_per_second=2**30))
-        cells = expected.slot_cells(fleet, address, mac, text, policy, listed if more else "")
-        stranger = {"denied": listed} if policy == "internet" else {}
-        layers.append(Layer(f"slot, policy {policy}", text, nft, prober, cells, stranger))
+        texts = [(policy, access, listed if more else "")]
+        if more:
+            # The engine refuses a list with forbidden addresses; opened, the rules must.
+            everything = Reach((IPv4Network("0.0.0.0/0"),), "tcp", (8080,))
+            opened = replace(access, after_denied=(everything,))
+            texts.append(("allow, all of 0.0.0.0/0", opened, "0.0.0.0/0"))
+        for name, ready, entry in texts:
+            limits = StageConstraints(network_bytes_per_second=2**30)
+            text = inet + network.open_rules(ready, limits)
+            cells = expected.slot_cells(fleet, address, mac, text, policy, entry)
+            stranger = {"denied": listed} if policy == "internet" or entry == "0.0.0.0/0" else {}
+            layers.append(Layer(f"slot, policy {name}", text, nft, prober, cells, stranger))
     frames = expected.frame_cells(address, mac, str(config.address(1)), other_mac)
     layers.append(Layer("slot, frames", "table netdev" + netdev, nft, prober, frames, {}))
     return layers

@@ -103,11 +103,11 @@ class Prober:
             numbers.append(number)
             packet = _numbered(cell.packet, number)
             if "by host" in cell.way:
-                self._send_out(replace(packet, type=SYN), number)
-                self._send_in(packet.back(SYN_ACK), number)
+                self._send_out(packet, number)
+                self._send_in(_back(packet, SYN_ACK), number)
             else:
-                self._send_in(replace(packet, type=SYN), number)
-                self._send_out(packet.back(SYN_ACK), number)
+                self._send_in(packet, number)
+                self._send_out(_back(packet, SYN_ACK), number)
         self._drain()
         return numbers
 
@@ -128,9 +128,11 @@ class Prober:
                 continue
             packet = _numbered(cell.packet, number)
             if cell.way in HELD:
-                packet = replace(packet, type=ACK, later=True)
                 if cell.way in (HELD[0], HELD[3]):
-                    packet = replace(packet.back(ACK), later=True)
+                    packet = _back(packet, ACK)
+                elif packet.protocol == TCP:
+                    packet = replace(packet, type=ACK)
+                packet = replace(packet, later=True)
                 (self._send_in if "peer sends" in cell.way else self._send_out)(packet, number)
             elif cell.way == "arp":
                 # Of a sender (cell.destination_mac, address) that the frame's own may contradict.
@@ -179,7 +181,7 @@ class Prober:
 
     def _gave_up(self, cells: Sequence[Cell], last: bool) -> bool:
         """A few more moments for what is missing; machines are busy."""
-        for _ in range(10):
+        for _ in range(6):
             if self._collect(QUIET_S):
                 return False
         return True
@@ -271,6 +273,12 @@ class Prober:
         target = cell.destination_mac if cell is not None and cell.destination_mac else self._mac
         source = cell.source_mac if cell is not None and cell.source_mac else "02:00:00:00:00:01"
         self._world.send(mac(target) + mac(source) + kind + packet.bytes(number))
+
+
+def _back(packet: Packet, flags: int) -> Packet:
+    """What the other side says to it; ``flags`` of TCP."""
+    echo = {ICMP: 0, ICMPV6: 129}.get(packet.protocol, flags)
+    return replace(packet.back(echo), sport=packet.sport) if echo != flags else packet.back(flags)
 
 
 def _numbered(packet: Packet, number: int) -> Packet:

@@ -50,7 +50,7 @@ def facts() -> dict[str, Any]:
         "services": declared["cellblock_services"],
         "networks": {
             # The last two are elsewhere: not behind the interface that is probed.
-            "controllers": ["10.213.0.1", "fd00:cb::1", "10.99.0.5", "fd00:99::5"],
+            "controllers": ["10.213.0.2", "fd00:cb::2", "10.99.0.5", "fd00:99::5"],
             "time_servers": ["198.51.100.123", "2001:db8:113::123"],
             "dns_upstreams": ["10.77.0.53", "fd00:77::53"],
         },
