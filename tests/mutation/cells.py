@@ -62,7 +62,9 @@ class Fleet:
             if flow["to"] in self.groups(host) and flow["from"] in self.names(peer):
                 for name in flow["services"]:
                     service = self.facts["services"][name]
-                    if self._is(service, protocol, port) and self.groups(host) & set(service["groups"]):
+                    if self._is(service, protocol, port) and self.groups(host) & set(
+                        service["groups"]
+                    ):
                         return True
         job = ip_address(peer) in ip_network(self.facts["job_network"])
         return job and self.job(host, protocol, port)
@@ -97,7 +99,9 @@ class Fleet:
         known = [a for a in known if a not in self.facts["unroutable"]]
         beside = [neighbour(a) for a in known]
         own = self.facts["addresses"].get(host, ())
-        return list(dict.fromkeys(a for a in [*known, *beside, self.facts["job_address"]] if a not in own))
+        return list(
+            dict.fromkeys(a for a in [*known, *beside, self.facts["job_address"]] if a not in own)
+        )
 
 
 def _packet(source: str, target: str, protocol: str, port: int, type_: int = SYN) -> Packet:
@@ -144,9 +148,12 @@ def host_cells(fleet: Fleet, host: str, text: str) -> list[Cell]:
             packet = _packet(peer, own[version], protocol, port)
             allowed = fleet.in_(host, peer, protocol, port)
             name = f"{protocol} {port} from {peer}"
-            cells.append(
-                Cell(name, IN, packet, frozenset(("arrived", "replied")) if allowed else _NOTHING)
-            )
+            expected = frozenset(("arrived", "replied")) if allowed else _NOTHING
+            answer = None
+            if allowed and protocol == "udp":
+                # The kernel says that nobody listens; a service would say this.
+                expected, answer = expected | {"answered"}, _answer(packet)
+            cells.append(Cell(name, IN, packet, expected, answer))
             if allowed and protocol == "icmp":  # what TCP resets is forgotten at once
                 some_in.setdefault(version, packet)
             packet = _packet(own[version], peer, protocol, port)
@@ -168,8 +175,13 @@ def host_cells(fleet: Fleet, host: str, text: str) -> list[Cell]:
             if fleet.job(host, protocol, port):
                 passes = fleet.in_(host, address, protocol, port)
                 packet = _packet(address, own[4], protocol, port)
-                cells.append(Cell(f"{protocol} {port} from {address}", IN, packet,
-                                  frozenset(("arrived", "replied")) if passes else _NOTHING))  # fmt: skip
+                expected = frozenset(("arrived", "replied")) if passes else _NOTHING
+                answer = None
+                if passes and protocol == "udp":
+                    expected, answer = expected | {"answered"}, _answer(packet)
+                cells.append(
+                    Cell(f"{protocol} {port} from {address}", IN, packet, expected, answer)
+                )
     for version in (4, 6):
         loop = Packet("", "::1" if version == 6 else "127.0.0.1", TCP)
         cells.append(Cell(f"loopback IPv{version}", LOOPBACK, loop, frozenset(("answered",))))
@@ -182,13 +194,18 @@ def host_cells(fleet: Fleet, host: str, text: str) -> list[Cell]:
     return cells
 
 
-def _held(fleet: Fleet, host: str, own: Mapping[int, str], services: Iterable[tuple[str, int]]) -> Iterator[Cell]:
+def _held(
+    fleet: Fleet, host: str, own: Mapping[int, str], services: Iterable[tuple[str, int]]
+) -> Iterator[Cell]:
     """Connections from before the rules, that they do not allow: over, and those of TCP reset."""
     mine = {
         (protocol, port)
         for protocol, port in services
         if (
-            any(fleet.out(host, p, protocol, port) or fleet.in_(host, p, protocol, port) for p in fleet.peers(host))
+            any(
+                fleet.out(host, p, protocol, port) or fleet.in_(host, p, protocol, port)
+                for p in fleet.peers(host)
+            )
             or port == UNDECLARED
         )
     }
@@ -211,7 +228,10 @@ def _held(fleet: Fleet, host: str, own: Mapping[int, str], services: Iterable[tu
 
 def _errors(some_in: Mapping[int, Packet], some_out: Mapping[int, Packet]) -> Iterator[Cell]:
     """ICMP errors about what is allowed."""
-    for version, known in ((4, {3: 1, 11: 1, 12: 1, 4: 0, 5: 0}), (6, {1: 1, 2: 1, 3: 1, 4: 1, 5: 0})):
+    for version, known in (
+        (4, {3: 1, 11: 1, 12: 1, 4: 0, 5: 0}),
+        (6, {1: 1, 2: 1, 3: 1, 4: 1, 5: 0}),
+    ):
         protocol = ICMPV6 if version == 6 else ICMP
         for type_, passes in known.items():
             watched = frozenset(("answered",))
@@ -221,18 +241,27 @@ def _errors(some_in: Mapping[int, Packet], some_out: Mapping[int, Packet]) -> It
                     continue
                 packet = some[version]
                 error = Packet(packet.target, packet.source, protocol, type=type_, inner=packet)
-                yield Cell(f"ICMP error {type_} about {way} IPv{version}", way, packet, expected, error, watched)
+                yield Cell(
+                    f"ICMP error {type_} about {way} IPv{version}",
+                    way,
+                    packet,
+                    expected,
+                    error,
+                    watched,
+                )
 
 
-def _spoofed(fleet: Fleet, host: str, own: Mapping[int, str], some_out: Mapping[int, Packet]) -> Iterator[Cell]:
+def _spoofed(
+    fleet: Fleet, host: str, own: Mapping[int, str], some_out: Mapping[int, Packet]
+) -> Iterator[Cell]:
     for version, packet in some_out.items():
         other = neighbour(own[version])
-        yield Cell(
-            f"spoofed {other}", OUT, Packet(other, packet.target, TCP, 0, packet.dport, SYN)
-        )
+        yield Cell(f"spoofed {other}", OUT, Packet(other, packet.target, TCP, 0, packet.dport, SYN))
     for address in fleet.facts["unroutable"]:
         version = 6 if ":" in address else 4
-        yield Cell(f"spoofed {address}, which is elsewhere", IN, _packet(address, own[version], "tcp", 22))
+        yield Cell(
+            f"spoofed {address}, which is elsewhere", IN, _packet(address, own[version], "tcp", 22)
+        )
 
 
 def _neighbourhood(own: str) -> Iterator[Cell]:
@@ -282,14 +311,18 @@ def _dhcp(own: Mapping[int, str]) -> Iterator[Cell]:
                 passes = UNDECLARED not in (sport, dport)
                 packet = Packet(*ends, UDP, sport, dport)
                 name = f"DHCP {sport} to {dport}, {way}, IPv{version}"
-                yield Cell(name, way, packet, watched[way] if passes else _NOTHING, None, watched[way])
+                yield Cell(
+                    name, way, packet, watched[way] if passes else _NOTHING, None, watched[way]
+                )
             if far:
                 ends = (far, me) if way == IN else (me, peer)
                 packet = Packet(*ends, UDP, there, here)
                 yield Cell(f"DHCP from {ends[0]}, {way}", way, packet, _NOTHING, None, watched[way])
 
 
-def slot_cells(fleet: Fleet, slot: str, gateway_mac: str, text: str, policy: str, listed: str = "") -> list[Cell]:
+def slot_cells(
+    fleet: Fleet, slot: str, gateway_mac: str, text: str, policy: str, listed: str = ""
+) -> list[Cell]:
     """For a slot's own filter. ``listed``: the one address that policy ``allow`` names, for 8080."""
     refused = frozenset(("refused",))
     cells: list[Cell] = []
@@ -311,8 +344,12 @@ def slot_cells(fleet: Fleet, slot: str, gateway_mac: str, text: str, policy: str
             ):
                 return True
             # A job asks for nothing of the fleet's but services; the rest that is public is open.
-            if flow["to"] == "internet" and not fleet.is_special(address) and any(
-                fleet._is(fleet.facts["services"][s], protocol, port) for s in flow["services"]
+            if (
+                flow["to"] == "internet"
+                and not fleet.is_special(address)
+                and any(
+                    fleet._is(fleet.facts["services"][s], protocol, port) for s in flow["services"]
+                )
             ):
                 return True
         return False
@@ -327,14 +364,23 @@ def slot_cells(fleet: Fleet, slot: str, gateway_mac: str, text: str, policy: str
             name = f"{protocol} {port} to {peer}"
             cells.append(Cell(name, OUT, packet, expected, _answer(packet) if passes else None))
             some = some or (packet if passes and protocol == "tcp" else None)
-            cells.append(Cell(f"{protocol} {port} from {peer}", IN, _packet(peer, own, protocol, port)))
+            cells.append(
+                Cell(f"{protocol} {port} from {peer}", IN, _packet(peer, own, protocol, port))
+            )
     if policy == "internet" or listed == "0.0.0.0/0":
         web = 8080 if listed else 80
         for address in edges(text, "denied"):
             passes = allowed(address, "tcp", web)
             packet = _packet(slot, address, "tcp", web)
             cells.append(
-                Cell(f"tcp {web} to {address}", OUT, packet, _LEFT if passes else _NOTHING, None, _LEFT)
+                Cell(
+                    f"tcp {web} to {address}",
+                    OUT,
+                    packet,
+                    _LEFT if passes else _NOTHING,
+                    None,
+                    _LEFT,
+                )
             )
     assert some is not None
     for other in (neighbour(slot), "10.213.0.12"):
@@ -366,8 +412,16 @@ def frame_cells(slot: str, slot_mac: str, other: str, other_mac: str) -> list[Ce
         cell("another's MAC and address", other_mac, forged, False),
         cell("IPv6", slot_mac, six, False),
         *(
-            Cell(f"ARP of {m} for {a}", "arp", Packet(a, "10.213.0.30", UDP), _LEFT if ok else _NOTHING,
-                 None, _LEFT, m, f)  # fmt: skip
+            Cell(
+                f"ARP of {m} for {a}",
+                "arp",
+                Packet(a, "10.213.0.30", UDP),
+                _LEFT if ok else _NOTHING,
+                None,
+                _LEFT,
+                m,
+                f,
+            )  # fmt: skip
             for f, m, a, ok in (
                 (slot_mac, slot_mac, slot, True),
                 (slot_mac, other_mac, slot, False),

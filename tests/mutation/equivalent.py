@@ -34,6 +34,22 @@ _TABLE: tuple[tuple[str, str, str, str, str], ...] = (
         "a limit of how much, not of whom; limits are proven in tests/unit/test_slots.py",
     ),
     (
+        *("slot, policy allow", "allowed", "removed", "ip daddr @denied return"),
+        "the one address of this list is none of those; the layer with all of 0.0.0.0/0 proves the rule",
+    ),
+    (
+        *("firewall of cache1", "fleet_v[46]", r".*15/\d+ widened to .*", ""),
+        "the address that it adds is the host's own",
+    ),
+    (
+        *("firewall of master1", "cache_servers_v[46]", r".*14/\d+ widened to .*", ""),
+        "the address that it adds is the host's own",
+    ),
+    (
+        *("firewall of cache1", "input|output", "removed", '.* "jobs, policy cache(: replies)?"'),
+        "the rule of policy internet opens the same to the same addresses",
+    ),
+    (
         *("firewall of .*", "controllers_v[46]", r"(10\.99\.0\.|fd00:99::)5.*", ""),
         "this controller is not behind the interface that is probed; the rule against spoofing closes it",
     ),
@@ -53,6 +69,8 @@ _TABLE: tuple[tuple[str, str, str, str, str], ...] = (
 def reason(layer: str, where: str, what: str, rule: str) -> str:
     """Why it changes nothing; empty for a mutant that must be noticed."""
     for *patterns, why in _TABLE:
-        if all(re.fullmatch(p, v) for p, v in zip(patterns, (layer, where, what, rule), strict=True)):
+        if all(
+            re.fullmatch(p, v) for p, v in zip(patterns, (layer, where, what, rule), strict=True)
+        ):
             return why
     return ""

@@ -89,7 +89,13 @@ class Layer:
     """One text, loaded alone, and what is probed of it."""
 
     def __init__(
-        self, name: str, text: str, nft: Nft, prober: Prober, cells: Sequence[Cell], stranger: dict[str, str]
+        self,
+        name: str,
+        text: str,
+        nft: Nft,
+        prober: Prober,
+        cells: Sequence[Cell],
+        stranger: dict[str, str],
     ) -> None:
         self.name, self.text, self.nft, self.prober, self.cells = name, text, nft, prober, cells
         self.stranger = stranger

@@ -10,7 +10,9 @@ from ipaddress import ip_network
 UNDECLARED = "9999"
 """A port that no rule names."""
 
-_VERDICT = re.compile(r"\b(accept|drop|return|reject(?: with [\w -]+?)?|(?:goto|jump) \w+)(?= comment|$)")
+_VERDICT = re.compile(
+    r"\b(accept|drop|return|reject(?: with [\w -]+?)?|(?:goto|jump) \w+)(?= comment|$)"
+)
 _CONCATENATION = re.compile(r"\w+ \w+(?: ip)?(?: \. [\w ]+?)+ (?:!= )?@\w+ ")
 _MATCHES = (
     re.compile(r"\b(?:ip6?|ether) [sd]addr (?:!= )?(?:@\S+|\{[^}]*\}|[\w.:/]+) "),
@@ -116,9 +118,7 @@ def _rule(rule: str) -> Iterator[tuple[str, str | None]]:
             yield f"{family} type {what}", rest[: match.start()] + new + rest[match.end() :]
 
 
-def _elements(
-    line: str, where: str, stranger: dict[str, str]
-) -> Iterator[tuple[str, str]]:
+def _elements(line: str, where: str, stranger: dict[str, str]) -> Iterator[tuple[str, str]]:
     before, _, rest = line.partition("{")
     elements = [entry.strip() for entry in rest.rpartition("}")[0].split(",")]
 
@@ -151,6 +151,8 @@ def _without_ipv6(text: str) -> str:
 def _ipv4_only(text: str) -> str:
     """As if the table were written for IPv4: nobody looks at IPv6."""
     text = _without_ipv6(text).replace("table inet ", "table ip ").replace("rule inet ", "rule ip ")
-    return re.sub(r"(add quota) inet", r"\1 ip", text).replace("icmpx ", "icmp ").replace(
-        "meta nfproto ipv4 ", ""
+    return (
+        re.sub(r"(add quota) inet", r"\1 ip", text)
+        .replace("icmpx ", "icmp ")
+        .replace("meta nfproto ipv4 ", "")
     )

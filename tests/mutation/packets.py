@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from ipaddress import ip_address
 
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
@@ -52,7 +52,17 @@ class Packet:
             head = struct.pack("!IHBB", 6 << 28, len(body), self.protocol, self.hops)
             return head + source + target + body
         head = struct.pack(
-            "!BBHHHBBH4s4s", 0x45, 0, 20 + len(body), 1, 0, self.hops, self.protocol, 0, source, target
+            "!BBHHHBBH4s4s",
+            0x45,
+            0,
+            20 + len(body),
+            1,
+            0,
+            self.hops,
+            self.protocol,
+            0,
+            source,
+            target,
         )
         return head[:10] + struct.pack("!H", _checksum(head)) + head[12:] + body
 
@@ -80,7 +90,7 @@ class Packet:
         return struct.pack("!BBHHH", self.type, 0, 0, self.sport, 1) + (self.data or b"") + mark
 
 
-@lru_cache(maxsize=None)
+@cache
 def _packed(address: str) -> bytes:
     return ip_address(address).packed
 

@@ -8,7 +8,6 @@ neighbour decides what arrives. Independent of the code under test: sockets, no 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import select
 import socket
 import struct
@@ -16,7 +15,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from packets import ACK, ICMP, ICMPV6, MAGIC, SYN, SYN_ACK, TCP, UDP, Packet, mac, parse, transport
+from packets import ACK, ICMP, ICMPV6, MAGIC, SYN_ACK, TCP, UDP, Packet, mac, parse, transport
 
 from cellblock.netlink import inside
 
@@ -64,7 +63,10 @@ class Prober:
             self._out[4].setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             self._in = [
                 *((socket.socket(socket.AF_INET, socket.SOCK_RAW, p), 4) for p in (TCP, UDP, ICMP)),
-                *((socket.socket(socket.AF_INET6, socket.SOCK_RAW, p), 6) for p in (TCP, UDP, ICMPV6)),
+                *(
+                    (socket.socket(socket.AF_INET6, socket.SOCK_RAW, p), 6)
+                    for p in (TCP, UDP, ICMPV6)
+                ),
             ]
             self._listeners = [
                 socket.create_server(("127.0.0.1", 19999)),
@@ -81,7 +83,9 @@ class Prober:
             receiver.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, 1 << 24)
             receiver.setblocking(False)
         self._poll = select.poll()
-        self._by_fd = {s.fileno(): (s, v) for s, v in self._in} | {self._world.fileno(): (self._world, 0)}
+        self._by_fd = {s.fileno(): (s, v) for s, v in self._in} | {
+            self._world.fileno(): (self._world, 0)
+        }
         for fd in self._by_fd:
             self._poll.register(fd, select.POLLIN)
         self._next = 20000

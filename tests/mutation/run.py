@@ -148,7 +148,9 @@ def main() -> int:
     if process.wait():
         failed.append("the container failed")
     print(*failed, sep="\n")
-    print(f"{mutated} mutants, {killed} killed, {excused} equivalent, {time.monotonic() - started:.0f} s")
+    print(
+        f"{mutated} mutants, {killed} killed, {excused} equivalent, {time.monotonic() - started:.0f} s"
+    )
     return 1 if failed or not mutated else 0
 
 
