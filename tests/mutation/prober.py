@@ -152,7 +152,7 @@ class Prober:
             if index % 64 == 63:
                 self._collect()
         self._settle(cells)
-        for index, cell, number in numbered:
+        for _, cell, number in numbered:
             if cell.answer is None:
                 continue
             self._answering.add(number)
@@ -180,15 +180,12 @@ class Prober:
             )
             if not more and not wanting or time.monotonic() > deadline:
                 return
-            if not more and self._gave_up(cells, last):
+            if not more and self._gave_up():
                 return
 
-    def _gave_up(self, cells: Sequence[Cell], last: bool) -> bool:
+    def _gave_up(self) -> bool:
         """A few more moments for what is missing; machines are busy."""
-        for _ in range(6):
-            if self._collect(QUIET_S):
-                return False
-        return True
+        return not any(self._collect(QUIET_S) for _ in range(6))
 
     def _drain(self) -> None:
         self._cells = {}
