@@ -1,0 +1,158 @@
+"""Mutants of nftables texts: one small change each, as a mistake in a template would be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+UNDECLARED = "9999"
+"""A port that no rule names."""
+
+_VERDICT = re.compile(
+    r"\b(accept|drop|return|reject(?: with [\w -]+?)?|(?:goto|jump) \w+)(?= comment|$)"
+)
+_CONCATENATION = re.compile(r"\w+ \w+(?: ip)?(?: \. [\w ]+?)+ (?:!= )?@\w+ ")
+_MATCHES = (
+    re.compile(r"\b(?:ip6?|ether) [sd]addr (?:!= )?(?:@\S+|\{[^}]*\}|[\w.:/]+) "),
+    re.compile(r"\barp saddr (?:ip|ether) (?:!= )?(?:@\S+|[\w.:/]+) "),
+    re.compile(r"\barp daddr ip (?:@\S+|[\w.:/]+) "),
+    re.compile(r"\b(?:iif|oif|iifname|oifname) (?:!= )?\S+ "),
+    re.compile(r"\bfib [\w .]+ (?:missing|!= local) "),
+    re.compile(r"\btcp flags & [^=]+== \w+ "),
+)
+_PORT = re.compile(r"\b(tcp|udp|th) ([sd]port) (\{[^}]*\}|\d+) ")
+_TYPES = re.compile(r"\b(icmp|icmpv6) type (?:\{ ([^}]*) \}|([\w-]+)) ")
+_HEADER = re.compile(r"\s*(chain|set|table)\s+(?:\w+\s+)?(\w+)\s*\{")
+_ADDED = re.compile(r"(add rule \w+ \w+ (\w+)) (.*)")
+_IPV6 = re.compile(r"ip6|ipv6|icmpv6|_v6\b")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """``what`` was done to ``rule`` of ``where`` (a chain or set), and the whole text with it."""
+
+    where: str
+    rule: str
+    what: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}: {self.rule}"
+
+
+def mutants(text: str, stranger: dict[str, str]) -> Iterator[Mutant]:
+    """``stranger``: by a set's name, an element that does not belong into it."""
+    lines = text.split("\n")
+    where, kind = "", ""
+
+    def changed(index: int, line: str | None) -> str:
+        return "\n".join([*lines[:index], *([] if line is None else [line]), *lines[index + 1 :]])
+
+    for index, line in enumerate(lines):
+        header = _HEADER.match(line)
+        stripped = line.strip()
+        if header:
+            kind, where = header.groups()
+        elif stripped.startswith("elements ="):
+            for what, mutated in _elements(line, where, stranger):
+                yield Mutant(where, "", what, changed(index, mutated))
+        elif added := _ADDED.fullmatch(stripped):
+            for what, rule in _rule(added.group(3)):
+                mutated = None if rule is None else f"{added.group(1)} {rule}"
+                yield Mutant(added.group(2), added.group(3), what, changed(index, mutated))
+        elif kind == "chain" and (policy := re.search(r"policy (accept|drop);", line)):
+            other = "drop" if policy.group(1) == "accept" else "accept"
+            mutated = line.replace(policy.group(0), f"policy {other};")
+            yield Mutant(where, policy.group(0), "swapped", changed(index, mutated))
+        elif kind == "chain" and stripped and stripped[0] not in "#}":
+            for what, rule in _rule(stripped):
+                yield Mutant(where, stripped, what, changed(index, rule))
+        if stripped == "}":
+            kind = ""
+    if _IPV6.search(text):
+        yield Mutant("everything", "", "IPv6 half removed", _without_ipv6(text))
+    if "table inet" in text:
+        yield Mutant("everything", "", "IPv4 only", _ipv4_only(text))
+
+
+def _rule(rule: str) -> Iterator[tuple[str, str | None]]:
+    if not _VERDICT.search(rule):
+        # It counts or writes, and decides nothing.
+        return
+    yield "removed", None
+    verdict = _VERDICT.search(rule)
+    assert verdict is not None
+    swapped = "accept" if verdict.group(1).startswith(("drop", "reject", "return")) else "drop"
+    yield "verdict swapped", rule[: verdict.start()] + swapped + rule[verdict.end() :]
+    rest = rule
+    concatenation = _CONCATENATION.search(rule)
+    if concatenation:
+        yield f"without {concatenation.group().strip()}", rule.replace(concatenation.group(), "", 1)
+        rest = rule.replace(concatenation.group(), "\0", 1)
+    for pattern in _MATCHES:
+        for match in pattern.finditer(rest):
+            mutated = rest[: match.start()] + rest[match.end() :]
+            if concatenation:
+                mutated = mutated.replace("\0", concatenation.group())
+            yield f"without {match.group().strip()}", mutated
+    for match in _PORT.finditer(rest):
+        protocol, side, ports = match.groups()
+        wider = f"{protocol} {side} {{ {ports.strip('{} ')}, {UNDECLARED} }} "
+        for what, new in (
+            (f"{side} widened", wider),
+            (f"any {side}", f"meta l4proto {protocol} " if protocol != "th" else ""),
+        ):
+            yield what, rest[: match.start()] + new + rest[match.end() :]
+    for match in _TYPES.finditer(rest):
+        family = match.group(1)
+        types = [entry.strip() for entry in (match.group(2) or match.group(3)).split(",")]
+        every = {f"without {t}": [u for u in types if u != t] for t in types if len(types) > 1}
+        more = "echo-request" if "echo-request" not in types else "echo-reply"
+        if "destination-unreachable" in types:
+            more = "redirect" if family == "icmp" else "5"  # another that tells of a connection
+        every[f"also {more}"] = [*types, more]
+        for what, entries in every.items():
+            new = f"{family} type {{ {', '.join(entries)} }} "
+            yield f"{family} type {what}", rest[: match.start()] + new + rest[match.end() :]
+
+
+def _elements(line: str, where: str, stranger: dict[str, str]) -> Iterator[tuple[str, str]]:
+    before, _, rest = line.partition("{")
+    elements = [entry.strip() for entry in rest.rpartition("}")[0].split(",")]
+
+    def written(entries: list[str]) -> str:
+        return f"{before}{{ {', '.join(entries)} }}"
+
+    for element in elements:
+        others = [entry for entry in elements if entry != element]
+        yield f"{element} removed", written(others) if others else ""
+        if re.fullmatch(r"[0-9a-f.:]+(/\d+)?", element) and where in stranger:
+            network = ip_network(element)
+            if network.prefixlen > 0:
+                wider = str(network.supernet())
+                yield f"{element} widened to {wider}", written([*others, wider])
+            if network.prefixlen < network.max_prefixlen:
+                narrower = str(next(network.subnets()))
+                yield f"{element} narrowed to {narrower}", written([*others, narrower])
+    if where in stranger:
+        yield f"{stranger[where]} added", written([*elements, stranger[where]])
+
+
+def _without_ipv6(text: str) -> str:
+    """Neither a rule nor a set for IPv6 is left."""
+    text = re.sub(r"\tset \w+_v6 \{[^}]*\{[^}]*\}\s*\}\n", "", text)
+    return "\n".join(
+        line for line in text.split("\n") if not _IPV6.search(line.partition(" comment ")[0])
+    )
+
+
+def _ipv4_only(text: str) -> str:
+    """As if the table were written for IPv4: nobody looks at IPv6."""
+    text = _without_ipv6(text).replace("table inet ", "table ip ").replace("rule inet ", "rule ip ")
+    return (
+        re.sub(r"(add quota) inet", r"\1 ip", text)
+        .replace("icmpx ", "icmp ")
+        .replace("meta nfproto ipv4 ", "")
+    )
