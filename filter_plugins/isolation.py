@@ -91,10 +91,12 @@ def probe_observations(
 def firewall_differences(result: Mapping[str, Any]) -> list[str]:
     """How the rules in force on a host differ from those installed there, one sentence each.
 
-    `result` is that of the command `cellblock-firewall status --json`; a host without it has none.
+    `result` is that of the command `cellblock-firewall status --json`.
     """
+    if str(result.get("stdout") or "").startswith("skipped, since"):  # option `removes`
+        return ["The firewall is not installed: cellblock-firewall is missing."]
     if result.get("unreachable") or result.get("start") is None:
-        return []  # the host is reported otherwise, or the command is not there (option `removes`)
+        return []  # the host is reported otherwise, or has no firewall of ours to have
     try:
         status = json.loads(result.get("stdout") or "")
         missing, added, state = status["missing"], status["added"], status["state"]

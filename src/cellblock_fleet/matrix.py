@@ -233,10 +233,15 @@ def complete(made: Plan, listening: Mapping[str, Mapping[str, Any]]) -> Plan:
     links = {
         name: tuple(_links(name, seen, fleet))
         for name, seen in listening.items()
-        if seen.get("interfaces") is not None
+        # A host that was reached has an interface, whatever it says.
+        if seen.get("interfaces")
     }
     links |= _sandbox_links(fleet, listening)
-    more = {host.name: _undeclared(host, links, listening) for host in fleet.fleet_hosts()}
+    more: dict[str, list[Address]] = {}
+    gaps = list(made.gaps)
+    for host in fleet.fleet_hosts():
+        more[host.name], doubtful = _undeclared(host, links, listening)
+        gaps += doubtful
     cells = list(_service_cells(fleet, made.vantages, more))
     notes = list(made.notes)
     apart: dict[str, list[str]] = {}
@@ -262,7 +267,12 @@ def complete(made: Plan, listening: Mapping[str, Mapping[str, Any]]) -> Plan:
             "Forged frames of hosts, which their own rules do not see, were not tried; only the switch"
             " can stop them."
         )
-    return dataclasses.replace(made, cells=_ordered(cells, everywhere, fleet), notes=tuple(notes))
+    return dataclasses.replace(
+        made,
+        cells=_ordered(cells, everywhere, fleet),
+        notes=tuple(notes),
+        gaps=tuple(gaps),
+    )
 
 
 def usable(listening: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -622,27 +632,33 @@ def _undeclared(
     target: Host,
     links: Mapping[str, tuple[_Link, ...]],
     listening: Mapping[str, Mapping[str, Any]],
-) -> list[Address]:
-    """The addresses that a host has beside its declared ones, on the same interfaces.
+) -> tuple[list[Address], list[str]]:
+    """The addresses that a host has beside its declared ones, on the same interfaces; and gaps.
 
-    There it may be reached past rules that know the declared ones only. Addresses that somebody
-    else has too are left out: who answers would not be known.
+    There it may be reached past rules that know the declared ones only. One that another host says
+    it has too cannot be tried: who answers would not be known. That is a gap, for otherwise a host
+    could have others' addresses left out by claiming them.
     """
-    elsewhere = {
-        address
+    claimed = {
+        address: name
         for name, seen in listening.items()
         if name != target.name
         for address in seen.get("own_addresses") or ()
     }
-    return [
-        own.ip
-        for link in links.get(target.name, ())
-        if link.is_declared
-        for own in link.addresses
-        if not own.ip.is_link_local
-        and own.ip not in target.addresses
-        and str(own.ip) not in elsewhere
-    ]
+    known: list[Address] = []
+    gaps = []
+    for link in links.get(target.name, ()):
+        for own in link.addresses if link.is_declared else ():
+            if own.ip.is_link_local or own.ip in target.addresses:
+                continue
+            if str(own.ip) in claimed:
+                gaps.append(
+                    f"{target.name} has the address {own.ip}, and {claimed[str(own.ip)]} says that it"
+                    " has it too: who answers there is not known, so it was not tried."
+                )
+            else:
+                known.append(own.ip)
+    return known, gaps
 
 
 def _forged(

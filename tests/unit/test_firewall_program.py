@@ -427,6 +427,41 @@ def test_without_controllers_those_before_keep_ssh(program: Any, host: Host) -> 
     assert json.loads(program.read(program.PATHS.lifeline))["controllers"] == ["192.0.2.1"]
 
 
+def test_guard_rolls_back_what_the_timer_did_not(
+    program: Any, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(program)
+    program.confirm(TOKEN)
+    start(program, OTHER, "f" * 16)
+    deadline = json.loads(program.PATHS.pending.read_text())["deadline"]
+    monkeypatch.setattr(program, "uptime", lambda: deadline + 1)
+    program.Guard().look()
+    assert host.table == OTHER, "that is still the timer's"
+    monkeypatch.setattr(program, "uptime", lambda: deadline + 3)
+    program.Guard().look()
+    assert host.table == GOOD
+    assert program.status()["state"] == "loaded"
+    assert "firewall_rolled_back" in host.events
+    program.Guard().look()
+    assert host.table == GOOD
+
+
+def test_nobody_else_can_hold_the_lock(program: Any) -> None:
+    """Who may open a file may lock it, also for reading."""
+    with program.lock():
+        assert (program.PATHS.run / "lock").stat().st_mode & 0o777 == 0o600
+    # One that an earlier version left.
+    (program.PATHS.run / "lock").chmod(0o644)
+    with program.lock():
+        assert (program.PATHS.run / "lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_rollback_that_fails_is_tried_again(program: Any, host: Host) -> None:
+    start(program)
+    [timer] = [command for command in host.commands if command[0] == "systemd-run"]
+    assert "--property=Restart=on-failure" in timer
+
+
 def test_guard_does_nothing_where_nothing_was_loaded(program: Any, host: Host) -> None:
     program.Guard().look()
     assert host.table is None

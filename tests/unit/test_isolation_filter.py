@@ -77,7 +77,11 @@ LOADED = {"state": "loaded", "missing": [], "added": []}
         ({}, []),
         ({"unreachable": True}, []),
         ({"skipped": True, "skip_reason": "x"}, []),
-        ({"cmd": [], "rc": 0, "stdout": "skipped, since x does not exist", "start": None}, []),
+        (
+            {"cmd": [], "rc": 0, "stdout": "skipped, since x does not exist", "start": None},
+            ["The firewall is not installed: cellblock-firewall is missing."],
+        ),
+        ({"changed": False, "skipped": True, "skip_reason": "a condition"}, []),
         (ran(json.dumps(LOADED)), []),
         (
             ran(json.dumps({**LOADED, "added": ["tcp dport 1 accept"], "missing": ["drop"]}), 6),

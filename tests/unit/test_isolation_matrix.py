@@ -572,6 +572,27 @@ def test_unknown_interfaces_make_link_local_unproven(world: World) -> None:
     assert "the interfaces of b are not known" in finding.sentence
 
 
+def test_a_host_without_interfaces_is_not_believed(world: World) -> None:
+    world.seen["b"]["listening"]["interfaces"] = []
+    finding = world.finding("a", LINK)
+    assert finding.verdict == "unproven"
+    assert "the interfaces of b are not known" in finding.sentence
+
+
+def test_an_address_that_another_host_claims_is_a_gap(world: World) -> None:
+    """Else a captured host could claim another's address, and it would not be tried any more."""
+    world.links["b"] = link("b", "fd00::abcd/64")
+    world.observe()
+    tried = {p.address for cell in world.full.cells for p in cell.probes}
+    assert "fd00::abcd" in tried
+    assert not world.full.gaps
+    world.seen["a"]["listening"]["own_addresses"].append("fd00::abcd")
+    claimed = matrix.complete(world.plan, world.listening())
+    assert "fd00::abcd" not in {p.address for cell in claimed.cells for p in cell.probes}
+    [gap] = claimed.gaps
+    assert gap.startswith("b has the address fd00::abcd, and a says that it has it too")
+
+
 def test_a_controller_elsewhere_has_no_link_local_path(world: World) -> None:
     world.links["controller"] = [
         {"name": "wan0", "mac": "02:00:00:00:00:01",

@@ -98,6 +98,17 @@ def test_crafted_packets_are_dropped(host: Any, counters: Any) -> None:
     assert after.get("left_by_uplink", 0) == 0
 
 
+def test_a_flushed_closure_is_loaded_again(playbook: Any, nft: Any, image: str) -> None:
+    """A flush leaves the table, with the comment that tells which rules it had."""
+    _, table = image.split()
+    before = nft("--stateless", "list", "table", "inet", table)
+    nft("flush", "table", "inet", table)
+    assert " drop" not in nft("list", "table", "inet", table)
+    done = playbook("local-fleet-create.yml")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert nft("--stateless", "list", "table", "inet", table) == before
+
+
 # In namespaces of a container without any network: a fleet bridge with a host behind it, and an
 # "uplink". The machine's own tables are loaded there, then one layer after the other is opened.
 CONTROL = r"""

@@ -18,6 +18,7 @@ Outcomes:
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import errno
 import fcntl
@@ -224,7 +225,7 @@ class _Batch:
                         key.data.guarded(key.data.ready)
 
 
-class _Attempt:
+class _Attempt(abc.ABC):
     """One target's probe. Subclasses send in ``begin`` and read in ``ready``."""
 
     is_forged = False
@@ -241,13 +242,14 @@ class _Attempt:
         self.family = socket.AF_INET if self.address.version == 4 else socket.AF_INET6
 
     # What subclasses do.
+    @abc.abstractmethod
     def begin(self) -> None:
-        raise NotImplementedError
+        """Open the socket and send."""
 
-    def ready(self) -> None:
-        raise NotImplementedError
+    def ready(self) -> None:  # noqa: B027 -- a hook: forged packets are not answered
+        """Read what the socket has."""
 
-    def again(self) -> None:
+    def again(self) -> None:  # noqa: B027 -- a hook: the kernel repeats for TCP
         """Send once more; nothing where the kernel does that."""
 
     def out_of_time(self) -> None:
@@ -279,12 +281,15 @@ class _Attempt:
             self.finish("error", f"not tried: {os.strerror(code)} ({name})")
 
     def finish(self, outcome: str, evidence: str) -> None:
+        self.end()
+        self.record(self.target, outcome, evidence, **self.more)
+
+    def end(self) -> None:
         self.is_done = True
         if self.sock is not None:
             with contextlib.suppress(KeyError, ValueError):
                 self.batch.selector.unregister(self.sock)
             self.sock.close()
-        self.record(self.target, outcome, evidence, **self.more)
 
     def record(self, target: Target, outcome: str, evidence: str, **more: Any) -> None:
         self.batch.results[str(target["id"])] = {
@@ -393,9 +398,9 @@ class _Datagram(_Attempt):
         assert self.sock is not None
         self.sock.send(self.message)
 
+    @abc.abstractmethod
     def understood(self, answer: bytes) -> str | None:
         """How an answer is known to be one; None when it is something else."""
-        raise NotImplementedError
 
     def ask_for_errors(self, sock: socket.socket) -> None:
         if self.family == socket.AF_INET:
@@ -564,11 +569,7 @@ class _Neighbours(_Attempt):
         self.finish("open", "")
 
     def finish(self, outcome: str, evidence: str) -> None:
-        self.is_done = True
-        if self.sock is not None:
-            with contextlib.suppress(KeyError, ValueError):
-                self.batch.selector.unregister(self.sock)
-            self.sock.close()
+        self.end()
         for target in self.wanted.values():
             self.record(target, outcome, evidence)
 

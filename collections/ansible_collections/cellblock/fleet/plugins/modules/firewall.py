@@ -310,6 +310,7 @@ class Firewall:
                 )
             load = self.rules_to_load(rules, status)
             if load:
+                self.check_routers(rules)
                 self.program("check", "-", data=rules, path=program)
         units = [problem for problem in map(self.unit_problem, UNITS) if problem]
         self.reasons += units
@@ -321,6 +322,23 @@ class Firewall:
             "added": status["added"],
             "diff": self.diff,
         }
+
+    def check_routers(self, rules: str) -> None:
+        """A default route from router advertisements outlives the trial and ends when it expires."""
+        code, out, _ = self.run(["ip", "-6", "-json", "route", "show", "default", "proto", "ra"])
+        try:
+            routes = json.loads(out or "[]") if code == 0 else []
+        except ValueError:
+            routes = []
+        for route in routes:
+            for hop in route.get("nexthops") or [route]:
+                router = hop.get("gateway")
+                if router and router not in rules:
+                    raise FirewallError(
+                        f"This host has its IPv6 default route from the router {router}, whose "
+                        "advertisements the new rules drop, so that it would expire; name the router "
+                        "in firewall_ipv6_routers."
+                    )
 
     def usable_program(self, directory: str, files: list[dict[str, str]]) -> str:
         """The program as it will be installed, from a temporary place where it is not yet."""

@@ -29,7 +29,12 @@ FLEET = {
     "flows": [{"from": "controllers", "to": "fleet", "services": ["ping"]}],
     "external": {"far": {"addresses": ["203.0.113.1"], "services": ["ping"]}},
 }
-INTERFACES: dict[str, Any] = {"interfaces": [], "own_addresses": [], "listeners": []}
+
+
+def listening(address: str, **more: Any) -> dict[str, Any]:
+    own = [{"address": address, "prefix_length": 24}]
+    interface = {"name": "eth0", "mac": "02:00:00:00:00:01", "addresses": own}
+    return {"interfaces": [interface], "own_addresses": [address], "listeners": [], **more}
 
 
 def observations(outcome: str) -> dict[str, Any]:
@@ -38,12 +43,12 @@ def observations(outcome: str) -> dict[str, Any]:
 
     return {
         "controller": {
-            "listening": INTERFACES,
+            "listening": listening("10.0.0.1"),
             "probed": results(("a/ping/ipv4/0", outcome), ("far/ping/ipv4/0", "open")),
             "rules": [],
         },
         "a": {
-            "listening": {**INTERFACES, "handle": "h"},
+            "listening": listening("10.0.0.11", handle="h"),
             "probed": results(("a/ping/ipv4/0", "open"), ("far/ping/ipv4/0", "filtered")),
             "collected": {
                 "was_running": True,

@@ -95,6 +95,7 @@ class Host:
         self.status: dict[str, Any] = {**LOADED}
         self.units = {"is-enabled": "enabled", "is-active": "active"}
         self.check = (0, "", "")
+        self.routes: list[dict[str, Any]] = []
         self.commands: list[list[str]] = []
         monkeypatch.setattr(firewall, "PROGRAM", str(self.program))
         monkeypatch.setattr(firewall, "CONFIRMED", str(self.confirmed))
@@ -121,6 +122,8 @@ class Host:
         self.commands.append(command)
         if command[0] == "systemctl":
             return 0, self.units.get(command[1], "") + "\n", ""
+        if command[0] == "ip":
+            return 0, json.dumps(self.routes), ""
         if command[1] == "status":
             return 0, json.dumps(self.status), ""
         if command[1] == "check":
@@ -199,6 +202,11 @@ def test_files_without_new_rules_need_no_trial(host: Host) -> None:
             {"check": (3, "", "cellblock-firewall: nft refuses line 3 of the rules (x): y.\n")},
             ["nft refuses line 3"],
         ),
+        ({"routes": [{"dst": "default", "gateway": "fe80::1"}]}, ["fe80::1", "ipv6_routers"]),
+        (
+            {"routes": [{"dst": "default", "nexthops": [{"gateway": "fe80::2"}]}]},
+            ["the router fe80::2"],
+        ),
         ({"status": {**LOADED, "pending": {"phase": "loaded", "seconds_left": 12.0}}}, ["12 s"]),
     ],
 )
@@ -211,7 +219,13 @@ def test_refusals_change_nothing(host: Host, change: dict[str, Any], words: list
     for word in words:
         assert word in str(refused.value)
     assert host.confirmed.read_text(encoding="utf-8") == "other"
-    assert {command[1] for command in host.commands} <= {"status", "check"}
+    assert {command[1] for command in host.commands} <= {"status", "check", "-6"}
+
+
+def test_routers_that_the_rules_name_are_no_problem(host: Host) -> None:
+    host.params["rules"] = "table inet cellblock { set ipv6_routers { fe80::1 } }\n"
+    host.routes = [{"dst": "default", "gateway": "fe80::1"}]
+    assert host.firewall().plan()["load"]
 
 
 def test_a_confirmation_over_an_old_connection_is_refused(host: Host) -> None:
