@@ -175,6 +175,14 @@ class StageConstraints:
         evidence="connections refused, counted by the slot's filter",
         help="Connections at one time, and UDP exchanges of the last 30 seconds or so.",
     )
+    network_connections_per_second: Count = _limit(
+        64,
+        maximum=1024,
+        minimum=1,
+        enforced_by="nftables limit in the job's network slot, with one second's worth of burst",
+        evidence="none: connections are opened later",
+        help="New connections. What ends stays for minutes in the tables of those it went to.",
+    )
     cpus: Cpus = _limit(
         1.0,
         maximum=4.0,

@@ -331,10 +331,15 @@ def open_rules(access: Access, constraints: StageConstraints) -> str:
         "quota name volume counter name over_bytes drop",
     ]
     # Packets of a connection that is neither new nor tracked any more are nothing that was allowed.
+    # Without an answer, every packet of an exchange is "new": the mark tells the first. One of TCP
+    # that is dropped here is sent again a second later.
+    opens = constraints.network_connections_per_second
     opening = [
         "ct state != new counter name refused drop",
+        f"ct mark 0 limit rate over {opens}/second burst {opens} packets counter name throttled drop",
         f"ct count over {constraints.network_connections} counter name over_connections "
         "reject with icmpx admin-prohibited",
+        "ct mark set 1",
         "goto outgoing",
     ]
     # The rule that opens comes last; the kernel takes all of them at once anyway.

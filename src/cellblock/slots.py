@@ -80,7 +80,7 @@ class Traffic:
     """What went through a slot, from its filter's counters: IP packets, headers included.
 
     Segments that the kernel hands over as one packet count as one. ``refused`` is what the policy
-    forbade, ``throttled`` what the bandwidth limit dropped.
+    forbade, ``throttled`` what the limits of bandwidth and of new connections dropped.
     """
 
     sent_bytes: int

@@ -343,6 +343,29 @@ def test_the_connection_limit(make_pool: MakePool) -> None:
         socket.create_connection((lab.CACHE, 3142), 1).close()
 
 
+def test_the_limit_of_new_connections(make_pool: MakePool) -> None:
+    def opened(within_s: float) -> int:
+        """How many a program gets that waits for none for long."""
+        count, end = 0, time.monotonic() + within_s
+        while time.monotonic() < end:
+            with contextlib.suppress(TimeoutError):
+                socket.create_connection((lab.CACHE, 3142), 0.05).close()
+                count += 1
+        return count
+
+    pool = make_pool(slots=2)
+    limits = StageConstraints(network_connections_per_second=5)
+    with slot(pool, "cache", limits=limits) as taken, inside(taken.namespace):
+        assert 5 <= opened(0.1) <= 6  # the burst
+        assert opened(2) == pytest.approx(10, abs=2)
+        assert taken.traffic().throttled_packets > 0
+        assert taken.traffic().over_connections == 0
+    # Control: with a higher limit, more are opened in the same time.
+    limits = StageConstraints(network_connections_per_second=1000, network_connections=4000)
+    with slot(pool, "cache", limits=limits) as taken, inside(taken.namespace):
+        assert opened(0.5) > 20
+
+
 def test_the_next_user_of_an_address_sees_nothing_of_the_last(make_pool: MakePool) -> None:
     pool = make_pool(slots=1)
     with slot(pool, "internet") as first, inside(first.namespace):
