@@ -103,7 +103,8 @@ def test_a_flushed_closure_is_loaded_again(playbook: Any, nft: Any, image: str) 
     _, table = image.split()
     before = nft("--stateless", "list", "table", "inet", table)
     nft("flush", "table", "inet", table)
-    assert " drop" not in nft("list", "table", "inet", table)
+    assert " drop\n" in before
+    assert " drop\n" not in nft("list", "table", "inet", table)
     done = playbook("local-fleet-create.yml")
     assert done.returncode == 0, done.stdout[-3000:]
     assert nft("--stateless", "list", "table", "inet", table) == before
