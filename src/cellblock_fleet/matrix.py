@@ -2,7 +2,7 @@
 
 ``plan`` says what to try from where, ``complete`` adds what only the hosts know (link-local
 addresses, hardware addresses), ``judge`` compares what was seen with what is declared. All three
-are pure. Nothing here looks at firewall rules: a mistake in them cannot excuse itself.
+are pure. What hosts answered goes through ``answers`` first: here it is taken for well-formed. Nothing here looks at firewall rules: a mistake in them cannot excuse itself.
 
 A cell is one vantage, target, service and path. Its verdict is one of
 
@@ -225,7 +225,8 @@ def complete(made: Plan, listening: Mapping[str, Mapping[str, Any]]) -> Plan:
     """``made`` with what follows from the hosts' interfaces: link-local paths, addresses that a host
     has beside its declared ones on the same interface, forged packets, and which sandboxes there are.
 
-    ``listening``: by host (and ``controller``), what network_probe returned for ``listening``.
+    ``listening``: by host (and ``controller``), what network_probe returned for ``listening``, as
+    ``answers.listening`` let it through.
     """
     made = _with_sandboxes(made, listening)
     fleet = made.fleet
@@ -273,15 +274,6 @@ def complete(made: Plan, listening: Mapping[str, Mapping[str, Any]]) -> Plan:
         notes=tuple(notes),
         gaps=tuple(gaps),
     )
-
-
-def usable(listening: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Those of the answers to ``listening`` that tell something; a failed task's does not."""
-    return {
-        host: seen
-        for host, seen in listening.items()
-        if isinstance(seen, Mapping) and seen.get("interfaces") is not None
-    }
 
 
 def _everywhere(fleet: Fleet) -> tuple[str, ...]:
@@ -830,7 +822,7 @@ def judge(
 
     ``made``: the plan as ``complete`` left it. ``observations``: by host (and ``controller``) a
     mapping with what network_probe returned as ``listening``, ``probed`` and ``collected``, and
-    ``problem``, one phrase, where the host could not be asked. ``drift``: by host, sentences about
+    ``problem``, one phrase, where the host could not be asked (``answers.observe``). ``drift``: by host, sentences about
     rules in force that are not the declared ones.
     """
     sight = _Sight(made, observations)
