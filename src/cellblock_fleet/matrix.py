@@ -307,7 +307,16 @@ def _with_sandboxes(made: Plan, listening: Mapping[str, Mapping[str, Any]]) -> P
         address = _slot_address(network or {})
         if network is None:
             without.add(box.slave)
-            notes.append(f"{box.slave} gives jobs no network: nothing was tried from jobs there.")
+            what = f"{box.slave} gives jobs no network: nothing was tried from jobs there"
+            own = made.fleet.job_networks.get(box.slave)
+            if own is None:
+                notes.append(f"{what}.")
+            else:
+                gaps.append(
+                    f"{what}, though {own} is declared as the range of its jobs; provision it"
+                    " (playbooks/site.yml), or write cellblock_job_range as {slave: network}"
+                    " without it."
+                )
         elif address is None:
             gaps.append(
                 f"Whether jobs on {box.slave} can be reached was not tried:"
