@@ -116,6 +116,14 @@ def job_ranges(data: Mapping[str, Any]) -> dict[str, str]:
     return ranges
 
 
+def job_sources(data: Mapping[str, Any]) -> list[str]:
+    """The addresses (CIDR) of jobs and of the slaves that run them: whoever is one of them is given
+    no more than a job (``cellblock_fleet.jobs.job_sources``).
+    """
+    derived: list[str] = _derived(data, jobs.job_sources)
+    return derived
+
+
 def job_network(data: Mapping[str, Any], slave: str, slots: int) -> dict[str, Any]:
     """What engine and guard of ``slave`` must know (``cellblock_fleet.jobs.job_network``)."""
     derived: dict[str, Any] = _derived(
@@ -184,6 +192,7 @@ class FilterModule:
             "cellblock_host_rules": host_rules,
             "cellblock_clients": clients,
             "cellblock_job_ranges": job_ranges,
+            "cellblock_job_sources": job_sources,
             "cellblock_job_network": job_network,
             "cellblock_job_segment_problem": job_segment_problem,
             "cellblock_job_services": job_services,
