@@ -56,6 +56,12 @@ def upper_half(subnet: str) -> str:
     return str(list(network.subnets(prefixlen_diff=1))[1])
 
 
+def without_hosts(addresses: Sequence[str], networks: Sequence[str]) -> list[str]:
+    """Those of `addresses` that `networks` (CIDR) do not have as a network of that one address."""
+    named = {_subnet(network, "cellblock_without_hosts") for network in networks}
+    return [a for a in addresses if _subnet(a, "cellblock_without_hosts") not in named]
+
+
 def derived_subnet(name: str, within: str) -> str:
     """A /24 (IPv6: /64) of the network `within` (CIDR), chosen by a digest of `name`.
 
@@ -104,5 +110,6 @@ class FilterModule:
             "cellblock_bridge_address": bridge_address,
             "cellblock_derived_subnet": derived_subnet,
             "cellblock_upper_half": upper_half,
+            "cellblock_without_hosts": without_hosts,
             "cellblock_container_networks": container_networks,
         }

@@ -14,10 +14,12 @@ from cellblock_fleet import jobs, model, rules
 SLAVES = "worker_slaves"
 
 
-def _addresses(host: str, variables: Mapping[str, Any]) -> list[str]:
-    """The host's declared addresses, or what the name that Ansible connects to resolves to."""
+def _addresses(host: str, variables: Mapping[str, Any]) -> Any:
+    """The host's declared addresses as they stand, which the model checks, or what the name that
+    Ansible connects to resolves to.
+    """
     if "cellblock_addresses" in variables:
-        return list(variables["cellblock_addresses"])
+        return variables["cellblock_addresses"]
     name = str(variables.get("ansible_host", host))
     try:
         return [str(ipaddress.ip_address(name))]
@@ -25,12 +27,25 @@ def _addresses(host: str, variables: Mapping[str, Any]) -> list[str]:
         pass
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):  # the latter for what cannot be a name at all
         raise model.FleetError(
             f"{host}: its name {name!r} does not resolve on the controller; set"
             " cellblock_addresses to the addresses that it has on the fleet's networks"
         ) from None
-    return sorted({str(entry[4][0]) for entry in found if "%" not in str(entry[4][0])})
+    # Of each entry, the address of its socket address; no link-local ones, which have a scope.
+    addresses = {str(socket_address[0]) for *_, socket_address in found}
+    return sorted(address for address in addresses if "%" not in address)
+
+
+def _job_ranges(
+    job_range: str | Mapping[str, str] | None, slaves: Sequence[str]
+) -> Mapping[str, str]:
+    """The range of each slave: as it is written, or its share of the one network."""
+    if not job_range:
+        return {}
+    if isinstance(job_range, Mapping):
+        return job_range
+    return jobs.slave_ranges(str(job_range), slaves, 1)
 
 
 def fleet_model(
@@ -63,13 +78,7 @@ def fleet_model(
         "external": external,
     }
     try:
-        data["job_networks"] = (
-            job_range
-            if isinstance(job_range, Mapping)
-            else jobs.slave_ranges(str(job_range), list(groups.get(SLAVES, ())), 1)
-            if job_range
-            else {}
-        )
+        data["job_networks"] = _job_ranges(job_range, groups.get(SLAVES, ()))
         members = {host for hosts in data["groups"].values() for host in hosts}
         data["addresses"] = {
             host: _addresses(host, hostvars[host]) for host in groups["all"] if host in members
@@ -105,6 +114,14 @@ def job_ranges(data: Mapping[str, Any]) -> dict[str, str]:
         data, lambda fleet: {slave: str(n) for slave, n in fleet.job_networks.items()}
     )
     return ranges
+
+
+def job_sources(data: Mapping[str, Any]) -> list[str]:
+    """The addresses (CIDR) of jobs and of the slaves that run them: whoever is one of them is given
+    no more than a job (``cellblock_fleet.jobs.job_sources``).
+    """
+    derived: list[str] = _derived(data, jobs.job_sources)
+    return derived
 
 
 def job_network(data: Mapping[str, Any], slave: str, slots: int) -> dict[str, Any]:
@@ -175,6 +192,7 @@ class FilterModule:
             "cellblock_host_rules": host_rules,
             "cellblock_clients": clients,
             "cellblock_job_ranges": job_ranges,
+            "cellblock_job_sources": job_sources,
             "cellblock_job_network": job_network,
             "cellblock_job_segment_problem": job_segment_problem,
             "cellblock_job_services": job_services,

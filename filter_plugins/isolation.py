@@ -8,8 +8,12 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from cellblock_fleet import matrix
+from cellblock_fleet import answers, matrix
 from cellblock_fleet.model import FleetError, parse_fleet
+
+# Of what a host says about its firewall.
+MOST_DIFFERENCES = 100
+LONGEST_LINE = 500
 
 
 def _plan(
@@ -55,11 +59,11 @@ def probe_targets(
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """By host (and `controller`), the `targets` and `sandboxes` for the module network_probe.
 
-    `listening`: by host (and `controller`), what the module returned for `state: listening`; hosts
-    that returned nothing useful may be in it.
+    `listening`: by host (and `controller`), what the module returned for `state: listening`. What a
+    host returned that the module never would is left out here and named in the report.
     """
     made = _plan(data, vantages, spoof_frames)
-    full = matrix.complete(made, matrix.usable(listening))
+    full = matrix.complete(made, answers.listening(made, listening))
     targets, boxes = full.targets(), full.sandboxes()
     return {
         name: {"targets": targets.get(name, []), "sandboxes": boxes.get(name, [])}
@@ -88,25 +92,45 @@ def probe_observations(
     return found
 
 
-def firewall_differences(result: Mapping[str, Any]) -> list[str]:
+def firewall_differences(result: Any) -> list[str]:
     """How the rules in force on a host differ from those installed there, one sentence each.
 
-    `result` is that of the command `cellblock-firewall status --json`.
+    `result` is that of the command `cellblock-firewall status --json`, or what a captured host says
+    instead.
     """
+    if not isinstance(result, Mapping):
+        return ["cellblock-firewall status failed: what came back is no result of a command"]
     if str(result.get("stdout") or "").startswith("skipped, since"):  # option `removes`
         return ["The firewall is not installed: cellblock-firewall is missing."]
     if result.get("unreachable") or result.get("start") is None:
         return []  # the host is reported otherwise, or has no firewall of ours to have
     try:
         status = json.loads(result.get("stdout") or "")
-        missing, added, state = status["missing"], status["added"], status["state"]
-    except (ValueError, KeyError, TypeError):
+        state, missing, added = (
+            str(status["state"]),
+            _lines(status["missing"]),
+            _lines(status["added"]),
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
         words = str(result.get("stderr") or result.get("msg") or "").strip().splitlines()
-        return [f"cellblock-firewall status failed: {words[0] if words else 'it said nothing'}"]
-    sentences = [] if state == "loaded" else [f"The state of the firewall is {state}, not loaded."]
+        said = words[0][:LONGEST_LINE] if words else "it said nothing"
+        return [f"cellblock-firewall status failed: {said}"]
+    sentences = []
+    if state != "loaded":
+        sentences.append(f"The state of the firewall is {state[:LONGEST_LINE]}, not loaded.")
     sentences += [f"A rule of the firewall is missing: {rule}" for rule in missing]
     sentences += [f"A rule was added by hand: {rule}" for rule in added]
+    if len(sentences) > MOST_DIFFERENCES:
+        more = len(sentences) - MOST_DIFFERENCES
+        sentences[MOST_DIFFERENCES:] = [f"{more} more differences between its rules are not shown."]
     return sentences
+
+
+def _lines(rules: Any) -> list[str]:
+    """The rules that a host names, each of bounded length; raises TypeError for anything else."""
+    if not isinstance(rules, list) or not all(isinstance(rule, str) for rule in rules):
+        raise TypeError("no list of rules")
+    return [rule[:LONGEST_LINE] for rule in rules]
 
 
 class FilterModule:

@@ -45,6 +45,19 @@ def slave_ranges(whole: str, slaves: Sequence[str], slots: int) -> dict[str, str
     return {slave: str(part) for slave, part in zip(sorted(slaves), ranges, strict=False)}
 
 
+def job_sources(fleet: Fleet) -> list[str]:
+    """The addresses (CIDR) that what jobs send may come from: theirs, and every slave's own.
+
+    In mode routed of the role macvlan a job's traffic has its slave's address; and a slave that a job
+    broke out to is to be told no more than the job.
+    """
+    slaves = [fleet.hosts[name] for name in fleet.groups.get(fleet.slaves_group, ())]
+    return [
+        *(str(network) for network in fleet.job_networks.values()),
+        *(str(ip_network(address)) for slave in slaves for address in slave.addresses),
+    ]
+
+
 def job_network(fleet: Fleet, slave: str, slots: int) -> dict[str, Any]:
     """What a slave's engine and guards must know about the jobs' network.
 

@@ -2,7 +2,7 @@
 
 ``plan`` says what to try from where, ``complete`` adds what only the hosts know (link-local
 addresses, hardware addresses), ``judge`` compares what was seen with what is declared. All three
-are pure. Nothing here looks at firewall rules: a mistake in them cannot excuse itself.
+are pure. What hosts answered goes through ``answers`` first: here it is taken for well-formed. Nothing here looks at firewall rules: a mistake in them cannot excuse itself.
 
 A cell is one vantage, target, service and path. Its verdict is one of
 
@@ -191,7 +191,11 @@ class Plan:
     def _targets(self) -> dict[str, list[dict[str, Any]]]:
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in self.vantages}
         for cell in self.cells:
-            found.setdefault(cell.vantage, []).extend(probe.as_target() for probe in cell.probes)
+            # Only how long it is waited for depends on what is declared.
+            expected = {"expected": True} if cell.flow or cell.kind == CONTROL else {}
+            found.setdefault(cell.vantage, []).extend(
+                {**probe.as_target(), **expected} for probe in cell.probes
+            )
         return found
 
 
@@ -225,7 +229,8 @@ def complete(made: Plan, listening: Mapping[str, Mapping[str, Any]]) -> Plan:
     """``made`` with what follows from the hosts' interfaces: link-local paths, addresses that a host
     has beside its declared ones on the same interface, forged packets, and which sandboxes there are.
 
-    ``listening``: by host (and ``controller``), what network_probe returned for ``listening``.
+    ``listening``: by host (and ``controller``), what network_probe returned for ``listening``, as
+    ``answers.listening`` let it through.
     """
     made = _with_sandboxes(made, listening)
     fleet = made.fleet
@@ -275,15 +280,6 @@ def complete(made: Plan, listening: Mapping[str, Mapping[str, Any]]) -> Plan:
     )
 
 
-def usable(listening: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Those of the answers to ``listening`` that tell something; a failed task's does not."""
-    return {
-        host: seen
-        for host, seen in listening.items()
-        if isinstance(seen, Mapping) and seen.get("interfaces") is not None
-    }
-
-
 def _everywhere(fleet: Fleet) -> tuple[str, ...]:
     # The hosts that play the outside are tried from as well: no flow lets them in.
     everywhere = [CONTROLLER]
@@ -315,7 +311,16 @@ def _with_sandboxes(made: Plan, listening: Mapping[str, Mapping[str, Any]]) -> P
         address = _slot_address(network or {})
         if network is None:
             without.add(box.slave)
-            notes.append(f"{box.slave} gives jobs no network: nothing was tried from jobs there.")
+            what = f"{box.slave} gives jobs no network: nothing was tried from jobs there"
+            own = made.fleet.job_networks.get(box.slave)
+            if own is None:
+                notes.append(f"{what}.")
+            else:
+                gaps.append(
+                    f"{what}, though {own} is declared as the range of its jobs; provision it"
+                    " (playbooks/site.yml), or write cellblock_job_range as {slave: network}"
+                    " without it."
+                )
         elif address is None:
             gaps.append(
                 f"Whether jobs on {box.slave} can be reached was not tried:"
@@ -830,7 +835,7 @@ def judge(
 
     ``made``: the plan as ``complete`` left it. ``observations``: by host (and ``controller``) a
     mapping with what network_probe returned as ``listening``, ``probed`` and ``collected``, and
-    ``problem``, one phrase, where the host could not be asked. ``drift``: by host, sentences about
+    ``problem``, one phrase, where the host could not be asked (``answers.observe``). ``drift``: by host, sentences about
     rules in force that are not the declared ones.
     """
     sight = _Sight(made, observations)

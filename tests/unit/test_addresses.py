@@ -47,6 +47,30 @@ def test_nth_address_refuses(subnet: Any, number: Any, complaint: str) -> None:
     assert complaint in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "networks", "left"),
+    [
+        (["10.0.0.1", "fd00::1"], [], ["10.0.0.1", "fd00::1"]),
+        (["10.0.0.1", "10.0.0.2"], ["10.0.0.2/32"], ["10.0.0.1"]),
+        # However an address is written.
+        (["FD00:0::2", "fd00::3"], ["fd00::2/128"], ["fd00::3"]),
+        # A network that an address is in does not name it.
+        (["10.0.0.1"], ["10.0.0.0/24", "10.0.0.0/31", "fd00::1/128"], ["10.0.0.1"]),
+        ([], ["10.0.0.1/32"], []),
+    ],
+)
+def test_without_hosts(given: list[str], networks: list[str], left: list[str]) -> None:
+    assert addresses.without_hosts(given, networks) == left
+
+
+@pytest.mark.parametrize(
+    ("given", "networks"), [(["cache1"], []), (["10.0.0.1"], ["10.0.0.1/24"]), (["x/y"], [])]
+)
+def test_without_hosts_refuses(given: list[str], networks: list[str]) -> None:
+    with pytest.raises(AnsibleFilterError, match="cellblock_without_hosts: .* is not a subnet"):
+        addresses.without_hosts(given, networks)
+
+
 def test_derived_subnet_depends_on_the_name_alone() -> None:
     assert addresses.derived_subnet("test-f2af6c", "10.214.0.0/15") == "10.214.161.0/24"
 

@@ -99,9 +99,25 @@ LOADED = {"state": "loaded", "missing": [], "added": []}
             ["cellblock-firewall status failed: cellblock-firewall: no nft"],
         ),
         (ran("[]", 1), ["cellblock-firewall status failed: it said nothing"]),
+        # A captured host says what it likes.
+        (ran("[" * 100_000), ["cellblock-firewall status failed: it said nothing"]),
+        (
+            ran(json.dumps({**LOADED, "missing": "drop"})),
+            ["cellblock-firewall status failed: it said nothing"],
+        ),
+        (
+            ran(json.dumps({**LOADED, "added": [{}]})),
+            ["cellblock-firewall status failed: it said nothing"],
+        ),
+        (
+            ran(json.dumps({**LOADED, "added": ["x" * 1000] * 1000})),
+            [f"A rule was added by hand: {'x' * 500}"] * 100
+            + ["900 more differences between its rules are not shown."],
+        ),
+        ("text", ["cellblock-firewall status failed: what came back is no result of a command"]),
     ],
 )
-def test_firewall_differences(result: dict[str, Any], sentences: list[str]) -> None:
+def test_firewall_differences(result: Any, sentences: list[str]) -> None:
     assert isolation.firewall_differences(result) == sentences
 
 

@@ -79,8 +79,8 @@ def account(handle: str) -> dict[str, Any]:
 class World:
     """Observations of a fleet that is as declared, to be changed in one place."""
 
-    def __init__(self, network: Callable[[str], Any] | None = None) -> None:
-        self.plan = matrix.plan(parse_fleet(declared()))
+    def __init__(self, network: Callable[[str], Any] | None = None, **more: Any) -> None:
+        self.plan = matrix.plan(parse_fleet(declared(**more)))
         self.seen: dict[str, dict[str, Any]] = {}
         for name, number in NUMBERS.items():
             addresses = [f"10.0.0.{number}/24", f"fd00::{number}/64", f"fe80::{number}/64"]
@@ -326,6 +326,25 @@ def test_a_slave_without_job_networks_gives_no_vantages_but_a_note() -> None:
     assert any(n.startswith("s gives jobs no network") for n in world.full.notes)
     assert world.full.gaps == ()
     assert world.judge().is_green
+
+
+def test_a_slave_that_hides_its_job_network_is_a_gap() -> None:
+    """One that has a range for jobs must show what they reach; it is only a captured one's word."""
+    ranges = {"t": "10.0.0.192/26"}
+    world = World(lambda slave: None, job_networks=ranges)
+    assert world.full.gaps == (
+        "t gives jobs no network: nothing was tried from jobs there, though 10.0.0.192/26 is declared"
+        " as the range of its jobs; provision it (playbooks/site.yml), or write cellblock_job_range as"
+        " {slave: network} without it.",
+    )
+    # s has none: that is as it should be.
+    assert [n for n in world.full.notes if "jobs" in n] == [
+        "s gives jobs no network: nothing was tried from jobs there."
+    ]
+    assert world.judge().counts["unproven"] == 1
+    assert not world.judge().is_green
+    # One that shows it is green.
+    assert World(job_networks=ranges).judge().is_green
 
 
 def test_a_slave_that_cannot_hold_a_slot_is_a_gap() -> None:

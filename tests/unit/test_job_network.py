@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, ip_network
+from typing import Any
 
 import pytest
 
@@ -141,6 +142,31 @@ def test_ranges_on_their_segment(
     problem = segment_problem(network, 4, interface, gateway)
     assert complaint in problem
     assert bool(problem) == bool(complaint)
+
+
+V6 = {**DECLARED["addresses"], "slave2": ["10.0.0.22", "fd00::22"]}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("more", "sources"),
+    [
+        ({"job_networks": RANGES}, [*RANGES.values(), "10.0.0.21/32", "10.0.0.22/32"]),
+        # Slaves are no more trusted where jobs have no network.
+        ({}, ["10.0.0.21/32", "10.0.0.22/32"]),
+        # Neighbouring addresses stay single ones, and both families are there.
+        ({"addresses": V6}, ["10.0.0.21/32", "10.0.0.22/32", "fd00::22/128"]),
+        ({"groups": {"databases": ["db"], "cache_servers": ["cache"], "worker_slaves": []}}, []),
+        (
+            {
+                "groups": {**DECLARED["groups"], "worker_slaves": ["slave2"]},  # type: ignore[dict-item]
+                "job_networks": {"slave2": RANGES["slave2"]},
+            },
+            [RANGES["slave2"], "10.0.0.22/32"],
+        ),
+    ],
+)
+def test_where_what_jobs_send_may_come_from(more: dict[str, Any], sources: list[str]) -> None:
+    assert flows.job_sources({**DECLARED, **more}) == sources
 
 
 def test_what_a_guard_must_let_through_and_stop(fleet: Fleet) -> None:

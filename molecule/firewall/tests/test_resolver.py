@@ -1,6 +1,7 @@
-"""The resolver: fleet names for the fleet, public answers only for jobs, nothing for anyone else.
+"""The resolver: fleet names for the fleet, public answers only for jobs and for slaves, which may be in
+a job's hands, nothing for anyone else.
 
-The cache server is provisioned for a network of jobs and with an upstream resolver of this file's own,
+The cache server is provisioned for one more network of jobs and with an upstream resolver of this file's own,
 which gives private answers and passes everything else on; at the end it is provisioned back.
 """
 
@@ -87,6 +88,11 @@ def slave(host: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
+def master(host: Any) -> Any:
+    return host.get_host("ansible://master1")
+
+
+@pytest.fixture(scope="module")
 def address(slave: Any) -> str:
     """The cache server's address, as the slave knows it."""
     url = slave.check_output("grep -m1 ^deb /etc/cellblock/apt/sources.list").split("//")[1]
@@ -121,7 +127,7 @@ def lab(host: Any, playbook: Any) -> Iterator[None]:
         host.check_output(f"ip address replace {extra}/32 dev lo")
     variables = {
         "cache_server_dns_upstreams": ["127.0.0.1@5300"],
-        "cache_server_job_networks": ["10.99.0.0/24"],
+        "cache_server_job_networks": "{{ cellblock_fleet | cellblock_job_sources + ['10.99.0.0/24'] }}",
     }
     limit = ("--limit", "localhost,cache1")
     try:
@@ -143,18 +149,29 @@ def reverse(address: str) -> dict[str, str]:
 FLEET_NAMES = ("cache1.cellblock.internal", "slave1.cellblock.internal")
 
 
-def test_the_fleet_knows_its_names(slave: Any, ask: Ask, address: str) -> None:
-    assert ask(slave, FLEET_NAMES[0]) == [["NOERROR", [address]]]
-    assert ask(slave, {"name": FLEET_NAMES[0], "tcp": True}) == [["NOERROR", [address]]]
-    assert ask(slave, reverse(address)) == [["NOERROR", [FLEET_NAMES[0]]]]
-    assert ask(slave, "nosuch.cellblock.internal") == [["NXDOMAIN", []]]
+def test_the_fleet_knows_its_names(master: Any, ask: Ask, address: str) -> None:
+    assert ask(master, FLEET_NAMES[0]) == [["NOERROR", [address]]]
+    assert ask(master, {"name": FLEET_NAMES[0], "tcp": True}) == [["NOERROR", [address]]]
+    assert ask(master, reverse(address)) == [["NOERROR", [FLEET_NAMES[0]]]]
+    assert ask(master, "nosuch.cellblock.internal") == [["NXDOMAIN", []]]
     # No other address of that range is known, nor asked for elsewhere.
-    assert ask(slave, reverse("10.97.0.1"))[0][0] == "NXDOMAIN"
+    assert ask(master, reverse("10.97.0.1"))[0][0] == "NXDOMAIN"
 
 
-def test_the_fleet_knows_public_names_and_private_answers(slave: Any, ask: Ask) -> None:
+def test_slaves_are_told_no_more_than_jobs(slave: Any, master: Any, ask: Ask, address: str) -> None:
+    """A routed job's traffic has its slave's address, and a slave may be in a job's hands."""
+    asked: list[Any] = [*FLEET_NAMES, {"name": FLEET_NAMES[0], "tcp": True}, "cellblock.internal"]
+    kept = ["private.names.example", f"fleet-{address.replace('.', '-')}.names.example"]
+    assert [reply[0] for reply in ask(slave, *asked)] == ["REFUSED"] * len(asked)
+    assert [reply[0] for reply in ask(slave, *kept, reverse(address))] == ["NXDOMAIN"] * 3
+    assert ask(slave, "public.names.example") == [["NOERROR", ["192.0.2.80"]]]
+    # The control: the same questions, from a master.
+    assert all(reply[0] == "NOERROR" for reply in ask(master, *asked, *kept, reverse(address)))
+
+
+def test_the_fleet_knows_public_names_and_private_answers(master: Any, ask: Ask) -> None:
     """An upstream's own mirror may have a private address."""
-    replies = ask(slave, "public.names.example", "private.names.example")
+    replies = ask(master, "public.names.example", "private.names.example")
     assert replies == [["NOERROR", ["192.0.2.80"]], ["NOERROR", ["10.0.0.5"]]]
 
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,8 @@ class ActionModule(ActionBase):
             return {**nothing, "skipped": True, "msg": "Check mode: nothing was tried."}
         try:
             # Only the controller has this package, and nothing else of the collection needs it.
-            from cellblock_fleet import matrix, report
+            from cellblock.table import printable
+            from cellblock_fleet import answers, matrix, report
             from cellblock_fleet.model import FleetError, parse_fleet
         except ImportError as problem:
             raise AnsibleActionFail(
@@ -58,19 +58,14 @@ class ActionModule(ActionBase):
         vantages = args["vantages"]
         if isinstance(vantages, str):
             vantages = [name.strip() for name in vantages.split(",") if name.strip()]
-        observations = {
-            host: observation(seen) for host, seen in args["observations"].items() if seen
-        }
         try:
             fleet = parse_fleet(args["fleet"])
             plan = matrix.plan(fleet, vantages or None, spoof_frames=args["spoof_frames"])
         except (FleetError, ValueError) as problem:
             raise AnsibleActionFail(f"{problem}") from None
-        listening = matrix.usable(
-            {host: seen.get("listening") for host, seen in observations.items()}
-        )
+        full, observations = answers.observe(plan, args["observations"])
         judged = matrix.judge(
-            matrix.complete(plan, listening),
+            full,
             observations,
             {host: seen.get("rules") or () for host, seen in args["observations"].items()},
         )
@@ -82,30 +77,10 @@ class ActionModule(ActionBase):
         if not judged.is_green:
             # All of them stand above, under the matrix, and in the files.
             result["failed"] = True
-            result["differences"] = differences[:QUOTED]
+            # A callback shows them as they are.
+            result["differences"] = [printable(text) for text in differences[:QUOTED]]
             result["msg"] = f"{report.summary(judged)} See {files[0]}"
         return result
-
-
-def observation(seen: Mapping[str, Any]) -> dict[str, Any]:
-    """What tasks returned, without those that failed; ``problem`` says which and why."""
-    useful: dict[str, Any] = {}
-    for name in ("listening", "probed", "collected"):
-        result = seen.get(name)
-        if not isinstance(result, Mapping):
-            continue
-        if result.get("unreachable"):
-            useful.setdefault("problem", f"unreachable ({first_line(result)})")
-        elif result.get("failed"):
-            useful.setdefault("problem", f"{name} failed ({first_line(result)})")
-        elif not result.get("skipped"):
-            useful[name] = result
-    return useful
-
-
-def first_line(result: Mapping[str, Any]) -> str:
-    lines = str(result.get("msg") or "no reason given").strip().splitlines()
-    return lines[0].removeprefix("Task failed: ") if lines else "no reason given"
 
 
 def write(report: Any, judged: Any, run: Any, dest: Path) -> list[str]:

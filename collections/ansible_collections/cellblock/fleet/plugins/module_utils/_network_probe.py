@@ -25,6 +25,7 @@ import fcntl
 import hashlib
 import ipaddress
 import json
+import math
 import os
 import resource
 import secrets
@@ -59,6 +60,8 @@ _BANNER_S = 0.15
 _BANNER_SHOWN = 60
 # A share of the time after which what the kernel does not retransmit is sent once more.
 _AGAIN = 0.4
+# How many times as long an answer is waited for that is expected: a host that is busy is no finding.
+PATIENCE = 4
 # Descriptors kept for other things than probes.
 _SPARE_FILES = 32
 _MOST_FILES = 4096
@@ -109,7 +112,8 @@ def probe(targets: Sequence[Target], timeout_ms: int) -> list[dict[str, Any]]:
     """What happened to each of ``targets``, in their order.
 
     All are tried at the same time, unless there are more than this process may have files open;
-    then as many as possible at a time, each batch with ``timeout_ms``.
+    then as many as possible at a time, each batch with ``timeout_ms``. Those that are ``expected``
+    to answer are given PATIENCE times as long.
     """
     at_once = _raise_file_limit() - _SPARE_FILES
     results: dict[str, dict[str, Any]] = {}
@@ -202,24 +206,24 @@ class _Batch:
             for attempt in self.attempts:
                 attempt.guarded(attempt.begin)
             self.begun = time.monotonic()
+            for attempt in self.attempts:
+                attempt.ends_at = min(attempt.ends_at, self.begun + attempt.timeout_s)
             again_at = self.begun + self.timeout_s * _AGAIN
-            ends_at = self.begun + self.timeout_s
-            is_repeated = False
             while True:
                 now = time.monotonic()
-                if now >= again_at and not is_repeated:
-                    is_repeated = True
-                    for attempt in self.attempts:
-                        if not attempt.is_done:
-                            attempt.guarded(attempt.again)
+                is_time = now >= again_at
+                if is_time:
+                    again_at += self.timeout_s
                 for attempt in self.attempts:
-                    if not attempt.is_done and now >= min(attempt.ends_at or ends_at, ends_at):
+                    if is_time and not attempt.is_done:
+                        attempt.guarded(attempt.again)
+                    if not attempt.is_done and now >= attempt.ends_at:
                         attempt.guarded(attempt.out_of_time)
-                if all(attempt.is_done for attempt in self.attempts):
+                waiting = [attempt for attempt in self.attempts if not attempt.is_done]
+                if not waiting:
                     break
-                waits = [ends_at] if is_repeated else [ends_at, again_at]
-                waits += [a.ends_at for a in self.attempts if a.ends_at and not a.is_done]
-                pause = max(0.0, min(waits) - time.monotonic())
+                soonest = min(again_at, *(attempt.ends_at for attempt in waiting))
+                pause = max(0.0, soonest - time.monotonic())
                 for key, _events in self.selector.select(pause):
                     if not key.data.is_done:
                         key.data.guarded(key.data.ready)
@@ -235,7 +239,8 @@ class _Attempt(abc.ABC):
         self.target = target
         self.is_done = False
         self.sock: socket.socket | None = None
-        self.ends_at: float | None = None  # earlier than the batch
+        self.timeout_s = batch.timeout_s * (PATIENCE if target.get("expected") else 1)
+        self.ends_at = math.inf  # set by the batch, unless the attempt ends earlier by itself
         self.sent_at = time.monotonic()
         self.more: dict[str, Any] = {}
         self.address = ipaddress.ip_address(target["address"])
@@ -253,7 +258,7 @@ class _Attempt(abc.ABC):
         """Send once more; nothing where the kernel does that."""
 
     def out_of_time(self) -> None:
-        self.finish("filtered", f"no answer in {_ms(self.batch.timeout_s)}")
+        self.finish("filtered", f"no answer in {_ms(self.timeout_s)}")
 
     # What they use.
     def guarded(self, step: Callable[[], None]) -> None:

@@ -122,7 +122,7 @@ def probe(sandboxes: Sequence[Sandbox], timeout_ms: int) -> dict[str, dict[str, 
 def _probed(sandbox: Sandbox, timeout_ms: int) -> dict[str, Any]:
     asked = {"targets": list(sandbox["targets"]), "timeout_ms": timeout_ms}
     # Twice for two batches; what is waited for besides is the host's business.
-    limit_s = 2 * timeout_ms / 1000 + _MORE_S
+    limit_s = (_network_probe.PATIENCE + 1) * timeout_ms / 1000 + _MORE_S
     try:
         if sandbox["kind"] == "job":
             printed = _run_job(str(sandbox["policy"]), asked, limit_s)

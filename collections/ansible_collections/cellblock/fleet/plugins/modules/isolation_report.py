@@ -29,7 +29,8 @@ options:
       - By host, and C(controller), the results of the tasks on it, in C(listening), C(probed) and
         C(collected), and C(rules), one sentence for each difference between the rules in force and
         those installed.
-      - A result that is missing, failed or unreachable makes what depends on it unproven.
+      - A result that is missing, failed, unreachable or none that M(cellblock.fleet.network_probe) returns
+        makes what depends on it unproven, and nothing else.
     type: dict
     required: true
   vantages:

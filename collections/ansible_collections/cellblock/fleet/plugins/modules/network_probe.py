@@ -104,6 +104,11 @@ options:
         type: str
         choices: [nonce, dns, ntp]
         default: nonce
+      expected:
+        description: Whether an answer is expected. It is waited for up to four times O(timeout_ms), so
+          that a busy host is no finding.
+        type: bool
+        default: false
   timeout_ms:
     description: How long to wait for answers. TCP's first retransmission comes after 1000 ms; the
       other protocols' is sent after two fifths of this time.
@@ -325,6 +330,7 @@ TARGETS = {
     "mac": {"type": "str"},
     "source_mac": {"type": "str"},
     "payload": PAYLOAD,
+    "expected": {"type": "bool", "default": False},
 }
 SIBLING = {
     "policy": {"type": "str", "required": True},

@@ -103,18 +103,28 @@ def test_hosts_that_could_not_be_asked(tmp_path: Path) -> None:
     assert any("a: unreachable (no route)." in text for text in done["differences"])
 
 
-@pytest.mark.parametrize(
-    ("result", "expected"),
-    [
-        ({"results": [1]}, {"probed": {"results": [1]}}),
-        ({"skipped": True}, {}),
-        ({"failed": True, "msg": "targets: x"}, {"problem": "probed failed (targets: x)"}),
-        ({"unreachable": True}, {"problem": "unreachable (no reason given)"}),
-        ("nothing", {}),
-    ],
-)
-def test_observation(result: Any, expected: dict[str, Any]) -> None:
-    assert isolation_report.observation({"probed": result}) == expected
+def test_what_a_captured_host_says_fails_nothing_and_acts_on_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = observations("open")
+    seen["a"]["listening"]["interfaces"] = [{"name": "eth0", "addresses": []}]
+    seen["controller"]["probed"]["results"][1]["outcome"] = "filtered"
+    seen["controller"]["probed"]["results"][1]["evidence"] = "\x1b[2J<script>"
+    seen["a"]["rules"] = ["\x1b]0;x\x07"]
+    done = run(tmp_path, "", observations=seen)
+    assert done["failed"]
+    assert any(
+        "what it returned makes no sense (interfaces[0].mac is missing)" in text
+        for text in done["differences"]
+    )
+    shown = capsys.readouterr().out
+    assert "\\x1b]0;x\\x07" in shown
+    for text in (shown, *done["differences"]):
+        assert "\x1b[2J" not in text
+        assert "\x1b]0" not in text
+    page = (tmp_path / "reports" / "isolation.html").read_text()
+    assert "\\x1b[2J&lt;script&gt;" in page
+    assert "\x1b" not in page
 
 
 def test_check_mode_writes_nothing(tmp_path: Path) -> None:

@@ -282,6 +282,27 @@ def test_listener_ends_by_itself_and_leaves_nothing(state_dir: str) -> None:
     assert listener.collect(state_dir)["was_running"] is False
 
 
+def test_an_expected_answer_is_waited_for_longer() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as slow:
+        slow.bind(("127.0.0.1", 0))
+
+        def answer_late() -> None:
+            begun = time.monotonic()
+            came = {slow.recvfrom(100)[1] for _ in range(2)}
+            time.sleep(max(0.0, begun + 0.6 - time.monotonic()))
+            for peer in came:
+                slow.sendto(b"late", peer)
+
+        threading.Thread(target=answer_late, daemon=True).start()
+        target = {"address": "127.0.0.1", "protocol": "udp", "port": slow.getsockname()[1]}
+        targets = [{"id": "expected", **target, "expected": True}, {"id": "other", **target}]
+        results = {r["id"]: r for r in prober.probe(targets, 300)}
+    assert results["expected"]["outcome"] == "open"
+    assert 500 < results["expected"]["elapsed_ms"] < prober.PATIENCE * 300
+    assert results["other"]["outcome"] == "filtered"
+    assert results["other"]["elapsed_ms"] < 500
+
+
 def test_listening_twice_goes_on_and_with_others_starts_anew(state_dir: str) -> None:
     first = [{"id": "a", "protocol": "tcp", "port": free_port()}]
     begun = listener.listen(first, 1, state_dir)

@@ -108,7 +108,7 @@ def test_what_went_wrong_is_said(command: Command, kind: str, program: str, prob
 def test_what_takes_too_long_is_ended(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "_MORE_S", 0.0)
     command("import time; time.sleep(60)")
-    assert probed("slot")["problem"].endswith("did not end within 1 s")
+    assert probed("slot")["problem"].endswith("did not end within 2 s")
 
 
 def test_the_command_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,90 @@
+"""The filters that derive things from the declared flows: how they come by hosts' addresses."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+
+import flows
+
+
+def model_of(hostvars: dict[str, Any], **more: Any) -> dict[str, Any]:
+    hosts = list(hostvars)
+    return flows.fleet_model(
+        [], {}, {}, {}, {}, {"all": hosts, "worker_slaves": hosts}, {"a": {}, **hostvars}, **more
+    )
+
+
+def test_addresses_are_those_declared_or_those_that_ansible_connects_to() -> None:
+    hostvars = {
+        "a": {"cellblock_addresses": ["10.0.0.1", "fd00::1"], "ansible_host": "nosuch.invalid"},
+        "b": {"ansible_host": "10.0.0.2"},
+        "fd00::3": {},
+    }
+    assert model_of(hostvars)["addresses"] == {
+        "a": ["10.0.0.1", "fd00::1"],
+        "b": ["10.0.0.2"],
+        "fd00::3": ["fd00::3"],
+    }
+
+
+def test_a_name_that_resolves(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = ["10.0.0.2", "10.0.0.2", "fd00::2", "fe80::2%eth0"]
+
+    def resolve(name: str, *_: Any, **__: Any) -> list[Any]:
+        assert name == "a.example"
+        return [(0, 0, 0, "", (address, 0)) for address in told]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    assert model_of({"a": {"ansible_host": "a.example"}})["addresses"] == {
+        "a": ["10.0.0.2", "fd00::2"]
+    }
+
+
+# No resolver is asked: .invalid does not exist, and the other is no name.
+@pytest.mark.parametrize("name", ["a.nosuch.invalid", "a..b", "x" * 70 + ".example"])
+def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    real = socket.getaddrinfo
+
+    def resolve(host: str, *rest: Any, **more: Any) -> Any:
+        if host.endswith(".invalid"):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return real(host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    assert model_of({"a": {"ansible_host": name}}) == {
+        "problem": (
+            f"a: its name {name!r} does not resolve on the controller; set cellblock_addresses to the"
+            " addresses that it has on the fleet's networks"
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    ("declared", "says"),
+    [
+        (["10.0.0.1", "db.example"], "a: cellblock_addresses names 'db.example', which is no IPv4"),
+        ("10.0.0.1", "a: cellblock_addresses is '10.0.0.1': write a list"),
+        ([], "a: cellblock_addresses is empty: write at least one address"),
+    ],
+)
+def test_declared_addresses_are_literals(declared: Any, says: str) -> None:
+    """A name among them is refused, never resolved: what it means could change under the rules."""
+    data = model_of({"a": {"cellblock_addresses": declared}})
+    assert list(data) == ["problem"]
+    assert data["problem"].startswith(says)
+
+
+def test_a_range_for_jobs_is_shared_out_or_given_to_each() -> None:
+    hostvars = {
+        name: {"ansible_host": f"10.0.0.{number}"} for number, name in enumerate("ab", start=1)
+    }
+    shared = {"a": "10.0.1.0/25", "b": "10.0.1.128/25"}
+    assert model_of(hostvars, job_range="10.0.1.0/24")["job_networks"] == shared
+    assert model_of(hostvars, job_range={"b": "10.0.2.0/24"})["job_networks"] == {
+        "b": "10.0.2.0/24"
+    }
+    for nothing in (None, "", {}):
+        assert model_of(hostvars, job_range=nothing)["job_networks"] == {}
