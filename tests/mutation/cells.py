@@ -69,6 +69,25 @@ class Fleet:
         job = ip_address(peer) in ip_network(self.facts["job_network"])
         return job and self.job(host, protocol, port)
 
+    def any_policy(self, address: str, protocol: str, port: int) -> bool:
+        """Whether the union of all policies reaches it, as far as guards tell services apart: outside
+        the fleet, TCP and UDP as a whole."""
+        if ":" in address:
+            return False
+        for host, addresses in self.facts["addresses"].items():
+            if address in addresses:
+                return any(
+                    flow["to"] in self.groups(host)
+                    and any(
+                        self._is(self.facts["services"][s], protocol, port)
+                        and self.groups(host) & set(self.facts["services"][s]["groups"])
+                        for s in flow["services"]
+                    )
+                    for flows in self.facts["job_flows"].values()
+                    for flow in flows
+                )
+        return protocol != "icmp" and not self.is_special(address)
+
     def job(self, host: str, protocol: str, port: int) -> bool:
         return any(
             flow["to"] in self.groups(host)
@@ -189,8 +208,9 @@ def host_cells(fleet: Fleet, host: str, text: str) -> list[Cell]:
     cells += _spoofed(fleet, host, own, some_out)
     cells += _neighbourhood(own[6])
     cells += _dhcp(own)
-    for source, target in (("10.213.0.14", "10.213.0.12"), ("fd00:cb::14", "fd00:cb::12")):
-        cells.append(Cell(f"forwarded to {target}", IN, _packet(source, target, "udp", 53)))
+    for peer in ("10.213.0.98", "fd00:cb::98"):  # nobody's, so that every host would pass it on
+        source = "fd00:cb::97" if ":" in peer else "10.213.0.97"
+        cells.append(Cell(f"forwarded to {peer}", IN, _packet(source, peer, "udp", 53)))
     return cells
 
 
