@@ -73,6 +73,7 @@ def _forged(host: str, host_mac: str, slots: list[tuple[str, str]]) -> Iterator[
         ("slot0", STRANGER_MAC, STRANGER, False),
         (HOST, host_mac, host, True),
         (HOST, host_mac, "0.0.0.0", True),
+        (HOST, host_mac, SECOND, True),
         (HOST, host_mac, STRANGER, False),
         (HOST, host_mac, neighbour(host), False),
         (HOST, host_mac, zero, False),
@@ -132,6 +133,7 @@ def _arp(host: str, host_mac: str, slots: list[tuple[str, str]], probe: str) -> 
             yield asked("slot0", frame_mac, operation, mac_, sender, GATEWAY, False)
         yield asked(HOST, host_mac, operation, host_mac, host, STRANGER, True)
         yield asked(HOST, host_mac, operation, host_mac, "0.0.0.0", host, True)
+        yield asked(HOST, host_mac, operation, host_mac, SECOND, GATEWAY, True)
         yield asked(HOST, host_mac, operation, host_mac, STRANGER, GATEWAY, False)
     yield asked("slot0", probe, 1, probe, "0.0.0.0", GATEWAY, True)
     yield asked("slot0", probe, 2, probe, "0.0.0.0", GATEWAY, False)
@@ -356,5 +358,18 @@ def forwarding(
     packet = _packet(address, "10.213.0.98", "udp", 53)
     cells.append(
         Passage("a job's address from outside", WORLD, packet, watched=frozenset((RETURNED,)))
+    )
+    # Nor are replies and errors passed on to somebody outside who has such an address.
+    packet = _packet("10.213.0.150", "10.213.0.98", "udp", 53)
+    cells.append(
+        Passage(
+            "to a job's address that is outside",
+            WORLD,
+            packet,
+            answer=Packet("10.213.0.98", packet.source, ICMP, type=3, inner=packet),
+            watched=frozenset((RETURNED, ANSWERED)),
+            held=True,
+            by_sender=False,
+        )
     )
     return cells

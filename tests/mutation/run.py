@@ -22,6 +22,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
 
+import equivalent  # noqa: E402
+
 from cellblock_fleet.jobs import job_network  # noqa: E402
 from cellblock_fleet.model import NOT_INTERNET, parse_fleet  # noqa: E402
 
@@ -138,6 +140,7 @@ def main() -> int:
     assert process.stdout is not None
     totals = [0] * len(COLUMNS)
     failed: list[str] = []
+    unused = equivalent.reasons()
     print(f"{'layer':32}" + "".join(f"  {name}" for name in COLUMNS) + "      time", flush=True)
     for line in process.stdout:
         layer = json.loads(line)
@@ -147,6 +150,7 @@ def main() -> int:
         numbers[2] += len(layer["not equivalent"])
         totals = [a + b for a, b in zip(totals, numbers, strict=True)]
         print(row(name, numbers, layer["seconds"]), flush=True)
+        unused -= {m[3] for m in layer["equivalent"]}
         failed += [f"survivor: {name}: {': '.join(m[:3])}" for m in layer["survivors"]]
         failed += [
             f"{name}: {': '.join(m[:3])} is in equivalent.py, and yet noticed: {m[3]}"
@@ -163,6 +167,8 @@ def main() -> int:
         failed.append(
             f"The container failed or took more than {TIME_LIMIT_S} s (exit status {process.returncode})."
         )
+    if len(sys.argv) == 1:
+        failed += [f"equivalent.py has a reason that no mutant needs: {why}" for why in unused]
     print(row("all", totals, time.monotonic() - started))
     print(*(failed or ["Survivors: none."]), sep="\n")
     return 1 if failed or not totals[1] else 0
