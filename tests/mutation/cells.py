@@ -421,6 +421,8 @@ def slot_cells(
     # The next packet of what it has begun passes; one of a connection that nobody began does not.
     cells.append(Cell("of before, begun by the slot", HELD[1], some, frozenset(("left",))))
     cells.append(Cell("of before, answered", HELD[0], some, frozenset(("arrived", "replied"))))
+    begun = Packet(some.target, slot, TCP, some.dport, 0, SYN)
+    cells.append(Cell("of before, begun outside", HELD[2], begun))
     unknown = Packet(slot, some.target, TCP, 0, some.dport, ACK, later=True)
     cells.append(Cell("of no connection", OUT, unknown, _NOTHING, None, _LEFT))
     for other in (neighbour(slot), "10.213.0.12"):

@@ -25,10 +25,6 @@ _TABLE: tuple[tuple[str, str, str, str, str], ...] = (
         "the rule before it has dropped every other source",
     ),
     (
-        *(_SLOT, "input", "removed", "ip daddr != .*"),
-        "what follows lets replies in only, and those go to the slot's own address",
-    ),
-    (
         *(_SLOT, "(outgoing|incoming|opening)", "(removed|verdict swapped)"),
         ".* counter name (throttled|over_bytes|over_connections) .*",
         "a limit of how much, not of whom; limits are proven in tests/unit/test_slots.py",
