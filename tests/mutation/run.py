@@ -9,6 +9,7 @@ and only packets decide whether one is noticed. Exit status 1 lists the survivor
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -100,6 +101,8 @@ def prepared(data: Mapping[str, Any]) -> dict[str, Any]:
         options.write_text(json.dumps(given))
         playbook = ROOT / "tests/mutation/prepare.yml"
         command = ["ansible-playbook", "-i", "inventory/local", str(playbook), "-e", f"@{options}"]
+        if shutil.which(command[0]) is None:
+            sys.exit(f"There is no {command[0]} here; run make setup and activate .venv.")
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"{done.stdout}{done.stderr}\nThe rules could not be made: see above.")
