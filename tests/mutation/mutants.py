@@ -21,7 +21,7 @@ _MATCHES = (
     re.compile(r"\barp daddr ip (?:@\S+|[\w.:/]+) "),
     re.compile(r"\barp operation \w+ "),
     re.compile(r"\bether type (?:!= )?\w+ "),
-    re.compile(r"\b(?:iif|oif|iifname|oifname) (?:!= )?[\w\"*]+ "),
+    re.compile(r"\b(?:iif|oif|iifname|oifname) (?!oif |missing )(?:!= )?[\w\"*]+ "),
     re.compile(r"\bmeta nfproto != \w+ "),
     re.compile(r"\bmeta l4proto (?:\{[^}]*\}|\w+) "),
     re.compile(r"\bct direction \w+ "),
@@ -163,7 +163,7 @@ def _elements(line: str, strangers: Sequence[str], interval: bool) -> Iterator[t
 
 def _without_ipv6(text: str) -> str:
     """Neither a rule nor a set for IPv6 is left."""
-    text = re.sub(r"\tset \w+_v6 \{[^}]*\{[^}]*\}\s*\}\n", "", text)
+    text = re.sub(r"\tset (?:\w+_v6|ipv6_\w+) \{[^}]*\{[^}]*\}\s*\}\n", "", text)
     return "\n".join(
         line
         for line in text.split("\n")

@@ -162,6 +162,10 @@ def main() -> int:
             for m in layer["not equivalent"]
         ]
         failed += [f"{name}: without a mutation: {text}" for text in layer["control"]]
+        # What is no text of nft's says nothing about the rules.
+        failed += [
+            f"no mutant: {name}: {': '.join(m)}" for m in layer["refused"] if "syntax" in m[3]
+        ]
         if not layer["empty"]:
             failed.append(f"{name}: an empty ruleset is not noticed")
         for text in layer["doubts"]:
