@@ -38,7 +38,7 @@ down: ## Remove the local fleet: its containers, networks and volumes (FLEET=nam
 	@scripts/down
 
 .PHONY: test
-test: setup lint unit molecule ## Run every check and test
+test: setup lint unit mutation molecule ## Run every check and test
 
 .PHONY: lint
 lint: ## Check style, types, documentation and syntax
@@ -55,6 +55,10 @@ lint: ## Check style, types, documentation and syntax
 .PHONY: unit
 unit: ## Run the unit tests
 	@$(STEP) "unit tests" python -m pytest -p no:testinfra
+
+.PHONY: mutation
+mutation: setup ## See whether each rule that isolates is missed when it is weakened
+	@$(STEP) "mutation test" python tests/mutation/run.py
 
 .PHONY: molecule
 molecule: ## Test on a fleet made for it (SCENARIO=name for one)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from packets import ICMP, ICMPV6, SYN, SYN_ACK, TCP, UDP, Packet
+from packets import ACK, ICMP, ICMPV6, SYN, SYN_ACK, TCP, UDP, Packet
 from prober import HELD, IN, LOOPBACK, OUT, Cell
 
 PROTOCOLS = {"tcp": TCP, "udp": UDP, "icmp": ICMP}
@@ -68,6 +69,25 @@ class Fleet:
                         return True
         job = ip_address(peer) in ip_network(self.facts["job_network"])
         return job and self.job(host, protocol, port)
+
+    def any_policy(self, address: str, protocol: str, port: int) -> bool:
+        """Whether the union of all policies reaches it, as far as guards tell services apart: outside
+        the fleet, TCP and UDP as a whole."""
+        if ":" in address:
+            return False
+        for host, addresses in self.facts["addresses"].items():
+            if address in addresses:
+                return any(
+                    flow["to"] in self.groups(host)
+                    and any(
+                        self._is(self.facts["services"][s], protocol, port)
+                        and self.groups(host) & set(self.facts["services"][s]["groups"])
+                        for s in flow["services"]
+                    )
+                    for flows in self.facts["job_flows"].values()
+                    for flow in flows
+                )
+        return protocol != "icmp" and not self.is_special(address)
 
     def job(self, host: str, protocol: str, port: int) -> bool:
         return any(
@@ -189,8 +209,9 @@ def host_cells(fleet: Fleet, host: str, text: str) -> list[Cell]:
     cells += _spoofed(fleet, host, own, some_out)
     cells += _neighbourhood(own[6])
     cells += _dhcp(own)
-    for source, target in (("10.213.0.14", "10.213.0.12"), ("fd00:cb::14", "fd00:cb::12")):
-        cells.append(Cell(f"forwarded to {target}", IN, _packet(source, target, "udp", 53)))
+    for peer in ("10.213.0.98", "fd00:cb::98"):  # nobody's, so that every host would pass it on
+        source = "fd00:cb::97" if ":" in peer else "10.213.0.97"
+        cells.append(Cell(f"forwarded to {peer}", IN, _packet(source, peer, "udp", 53)))
     return cells
 
 
@@ -224,6 +245,18 @@ def _held(
                 packet = _packet(source, target, protocol, port)
                 cells_name = f"{protocol} {port} with {peer}, {way}"
                 yield Cell(cells_name, way, packet, expected)
+        # A service's own port is no right to begin anything.
+        for protocol, port in sorted(mine):
+            known = (fleet.out(host, peer, protocol, port), fleet.in_(host, peer, protocol, port))
+            if protocol == "icmp" or not any(known):
+                continue
+            for way in HELD:
+                source, target = (own[version], peer) if "by host" in way else (peer, own[version])
+                expected = frozenset(("refused",) if "host sends" in way else ("replied",))
+                expected = expected if protocol == "tcp" else _NOTHING
+                packet = Packet(source, target, PROTOCOLS[protocol], port, 0, SYN)
+                packet = packet if protocol == "tcp" else replace(packet, type=0)
+                yield Cell(f"{protocol} from port {port}, {peer}, {way}", way, packet, expected)
 
 
 def _errors(some_in: Mapping[int, Packet], some_out: Mapping[int, Packet]) -> Iterator[Cell]:
@@ -284,10 +317,12 @@ def _neighbourhood(own: str) -> Iterator[Cell]:
     yield cell(OUT, own, local, 128, 255, False)
     yield cell(IN, local, own, 130, 1, True)
     yield cell(IN, "fd00:cb::99", own, 130, 1, False)
+    yield cell(IN, "fec0::42", own, 130, 1, False)
     yield cell(IN, local, own, 128, 1, False)
     for type_ in (131, 132, 143):
         yield cell(OUT, own, "ff02::16", type_, 1, True)
         yield cell(OUT, own, local, type_, 1, False)
+        yield cell(OUT, own, "ff03::16", type_, 1, False)
     yield cell(OUT, own, "ff02::1", 128, 1, False)
     yield cell(IN, router, own, 134, 255, True)
     yield cell(IN, other, own, 134, 255, False)
@@ -298,9 +333,9 @@ def _neighbourhood(own: str) -> Iterator[Cell]:
 
 def _dhcp(own: Mapping[int, str]) -> Iterator[Cell]:
     watched = {IN: _ARRIVED, OUT: _LEFT}
-    for version, server, client, peer, far in (
-        (4, 67, 68, "10.213.0.99", ""),
-        (6, 547, 546, "fe80::42", "fd00:cb::99"),
+    for version, server, client, peer, beyond in (
+        (4, 67, 68, "10.213.0.99", ()),
+        (6, 547, 546, "fe80::42", ("fd00:cb::99", "fec0::42")),
     ):
         me = own[version]
         source = me if version == 4 else "fe80::77"
@@ -314,8 +349,8 @@ def _dhcp(own: Mapping[int, str]) -> Iterator[Cell]:
                 yield Cell(
                     name, way, packet, watched[way] if passes else _NOTHING, None, watched[way]
                 )
-            if far:
-                ends = (far, me) if way == IN else (me, peer)
+            for far in beyond:
+                ends = (far, me) if way == IN else (me if far[1] == "d" else far, peer)
                 packet = Packet(*ends, UDP, there, here)
                 yield Cell(f"DHCP from {ends[0]}, {way}", way, packet, _NOTHING, None, watched[way])
 
@@ -383,6 +418,13 @@ def slot_cells(
                 )
             )
     assert some is not None
+    # The next packet of what it has begun passes; one of a connection that nobody began does not.
+    cells.append(Cell("of before, begun by the slot", HELD[1], some, frozenset(("left",))))
+    cells.append(Cell("of before, answered", HELD[0], some, frozenset(("arrived", "replied"))))
+    begun = Packet(some.target, slot, TCP, some.dport, 0, SYN)
+    cells.append(Cell("of before, begun outside", HELD[2], begun))
+    unknown = Packet(slot, some.target, TCP, 0, some.dport, ACK, later=True)
+    cells.append(Cell("of no connection", OUT, unknown, _NOTHING, None, _LEFT))
     for other in (neighbour(slot), "10.213.0.12"):
         packet = Packet(other, some.target, TCP, 0, some.dport, SYN)
         cells.append(Cell(f"spoofed {other}", OUT, packet))

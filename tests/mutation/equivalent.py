@@ -17,19 +17,15 @@ _TABLE: tuple[tuple[str, str, str, str, str], ...] = (
         "the chain's last rule refuses all that gets to it, so that its policy is never asked",
     ),
     (
-        *(_SLOT, "output", "removed", "ip saddr != .*"),
+        *(_SLOT, "output", "removed|.* widened to .*", "ip saddr != .*"),
         "the rule after it lets only the slot's own address into `allowed`; the rest is refused",
     ),
     (
-        *(_SLOT, "output", "without ip saddr .*", "ip saddr .* jump allowed"),
+        *(_SLOT, "output", r"without ip saddr .*|.* widened to .*", "ip saddr .* jump allowed"),
         "the rule before it has dropped every other source",
     ),
     (
-        *(_SLOT, "input", "removed", "ip daddr != .*"),
-        "what follows lets replies in only, and those go to the slot's own address",
-    ),
-    (
-        *(_SLOT, "(outgoing|incoming)", "(removed|verdict swapped)"),
+        *(_SLOT, "(outgoing|incoming|opening)", "(removed|verdict swapped)"),
         ".* counter name (throttled|over_bytes|over_connections) .*",
         "a limit of how much, not of whom; limits are proven in tests/unit/test_slots.py",
     ),
@@ -60,8 +56,76 @@ _TABLE: tuple[tuple[str, str, str, str, str], ...] = (
         "the other way",
     ),
     (
+        *("firewall of .*", "input|output", "without meta l4proto tcp", ".* with tcp reset .*"),
+        "nft adds this match by itself to a rule that resets",
+    ),
+    (
+        *(
+            "firewall of .*",
+            "input|output",
+            "without ct direction .*",
+            "ip6? .* icmp(v6)? type echo-.*",
+        ),
+        "connection tracking takes a request for the one direction and a reply for the other, always",
+    ),
+    (
+        *(
+            "forward of .*",
+            "forward",
+            "(without ip daddr|10.213.0.128/27 widened).*",
+            'oifname "cbj.*',
+        ),
+        "the host has no routes to jobs' interfaces but those of the slots' addresses",
+    ),
+    (
+        *("slot, frames", "egress", "without ether type arp", _ALL),
+        "a match on an address of that protocol looks at its packets only",
+    ),
+    (
         *("firewall of .*", "input|output", "without ip6? saddr @resets_v[46]", ".*"),
         "the set holds every address; it is there for the moment while the table is being replaced",
+    ),
+)
+
+
+_FRAMES, _ROUTED = "guard, mode macvlan", "guard, mode routed"
+_COUNTED = "what comes to it comes to a drop anyway; the rule counts it under another name"
+_TABLE += (
+    (
+        *(_FRAMES, "host", r"without ether type \w+", _ALL),
+        "a match on an address of that protocol looks at its packets only",
+    ),
+    (*(_FRAMES, "outgoing", "removed", "counter name refused_out drop"), _COUNTED),
+    (*(_FRAMES, "egress", "removed|without .*", "ether saddr @slot_macs .* drop"), _COUNTED),
+    (*(_FRAMES, "everything", "IPv6 half removed", ""), _COUNTED),
+    (
+        *(_FRAMES, "egress", "swapped", "policy drop;"),
+        "the chain's last rule drops all that gets to it, so that its policy is never asked",
+    ),
+    (
+        *(_FRAMES, "egress", "removed", "counter name spoofed drop"),
+        "the chain's policy drops it as well; the rule counts it",
+    ),
+    (
+        *(_ROUTED, "denied", "127.0.0.0/8 (removed|narrowed .*)", ""),
+        "the host has these addresses itself, so that the chain input refuses them",
+    ),
+    (
+        *(_ROUTED, "output", 'without oifname "cbj\\*"', ".* icmp type .* accept"),
+        "the chain's policy accepts whatever is not for a job",
+    ),
+    (
+        *(_ROUTED, "incoming", "icmp type also redirect", _ALL),
+        "the kernel drops redirects about connections whose address it translates, and it does so "
+        "with all of them",
+    ),
+    (
+        *(_ROUTED, "forward", "removed", '.* comment "job to job"'),
+        "slots' addresses are in `denied` as well; the rule says so once more, whatever that has",
+    ),
+    (
+        *(_ROUTED, "postrouting", 'without oifname != "cbj\\*"', _ALL),
+        "nothing of a job's comes to another one, under whatever address",
     ),
 )
 
@@ -74,3 +138,8 @@ def reason(layer: str, where: str, what: str, rule: str) -> str:
         ):
             return why
     return ""
+
+
+def reasons() -> set[str]:
+    """All that are given: one that no mutant needs is to be removed."""
+    return {row[-1] for row in _TABLE}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -11,17 +11,25 @@ UNDECLARED = "9999"
 """A port that no rule names."""
 
 _VERDICT = re.compile(
-    r"\b(accept|drop|return|reject(?: with [\w -]+?)?|(?:goto|jump) \w+)(?= comment|$)"
+    r"\b(accept|drop|return|masquerade|reject(?: with [\w -]+?)?|(?:goto|jump) \w+)(?= comment|$)"
 )
-_CONCATENATION = re.compile(r"\w+ \w+(?: ip)?(?: \. [\w ]+?)+ (?:!= )?@\w+ ")
+_FIELD = r"\w+(?: \w+){0,2}"
+_CONCATENATION = re.compile(rf"{_FIELD}(?: \. {_FIELD})+ (?:!= )?@\w+ ")
 _MATCHES = (
     re.compile(r"\b(?:ip6?|ether) [sd]addr (?:!= )?(?:@\S+|\{[^}]*\}|[\w.:/]+) "),
     re.compile(r"\barp saddr (?:ip|ether) (?:!= )?(?:@\S+|[\w.:/]+) "),
     re.compile(r"\barp daddr ip (?:@\S+|[\w.:/]+) "),
-    re.compile(r"\b(?:iif|oif|iifname|oifname) (?:!= )?\S+ "),
+    re.compile(r"\barp operation \w+ "),
+    re.compile(r"\bether type (?:!= )?\w+ "),
+    re.compile(r"\b(?:iif|oif|iifname|oifname) (?!oif |missing )(?:!= )?[\w\"*]+ "),
+    re.compile(r"\bmeta nfproto != \w+ "),
+    re.compile(r"\bmeta l4proto (?:\{[^}]*\}|\w+) "),
+    re.compile(r"\bct direction \w+ "),
     re.compile(r"\bfib [\w .]+ (?:missing|!= local) "),
     re.compile(r"\btcp flags & [^=]+== \w+ "),
 )
+_WIDER = re.compile(r"\bip6? [sd]addr (?:!= )?(?:\{ )?([0-9a-f.:]+(?:/\d+)?) ")
+_PROTOCOLS = re.compile(r"\bmeta l4proto \{([^}]*,[^}]*)\}")
 _PORT = re.compile(r"\b(tcp|udp|th) ([sd]port) (\{[^}]*\}|\d+) ")
 _TYPES = re.compile(r"\b(icmp|icmpv6) type (?:\{ ([^}]*) \}|([\w-]+)) ")
 _HEADER = re.compile(r"\s*(chain|set|table)\s+(?:\w+\s+)?(\w+)\s*\{")
@@ -42,10 +50,10 @@ class Mutant:
         return f"{self.where}: {self.what}: {self.rule}"
 
 
-def mutants(text: str, stranger: dict[str, str]) -> Iterator[Mutant]:
-    """``stranger``: by a set's name, an element that does not belong into it."""
+def mutants(text: str, strangers: Mapping[str, Sequence[str]]) -> Iterator[Mutant]:
+    """``strangers``: by a set's name, elements that do not belong into it."""
     lines = text.split("\n")
-    where, kind = "", ""
+    where, kind, interval = "", "", False
 
     def changed(index: int, line: str | None) -> str:
         return "\n".join([*lines[:index], *([] if line is None else [line]), *lines[index + 1 :]])
@@ -55,8 +63,11 @@ def mutants(text: str, stranger: dict[str, str]) -> Iterator[Mutant]:
         stripped = line.strip()
         if header:
             kind, where = header.groups()
+            interval = False
+        elif "flags interval" in stripped:
+            interval = True
         elif stripped.startswith("elements ="):
-            for what, mutated in _elements(line, where, stranger):
+            for what, mutated in _elements(line, strangers.get(where, ()), interval):
                 yield Mutant(where, "", what, changed(index, mutated))
         elif added := _ADDED.fullmatch(stripped):
             for what, rule in _rule(added.group(3)):
@@ -87,16 +98,26 @@ def _rule(rule: str) -> Iterator[tuple[str, str | None]]:
     swapped = "accept" if verdict.group(1).startswith(("drop", "reject", "return")) else "drop"
     yield "verdict swapped", rule[: verdict.start()] + swapped + rule[verdict.end() :]
     rest = rule
-    concatenation = _CONCATENATION.search(rule)
-    if concatenation:
-        yield f"without {concatenation.group().strip()}", rule.replace(concatenation.group(), "", 1)
-        rest = rule.replace(concatenation.group(), "\0", 1)
+    for match in _CONCATENATION.finditer(rule):
+        yield f"without {match.group().strip()}", rule[: match.start()] + rule[match.end() :]
+        # What is within it is no match of its own.
+        rest = rest[: match.start()] + "\0" * len(match.group()) + rest[match.end() :]
     for pattern in _MATCHES:
         for match in pattern.finditer(rest):
-            mutated = rest[: match.start()] + rest[match.end() :]
-            if concatenation:
-                mutated = mutated.replace("\0", concatenation.group())
+            mutated = rule[: match.start()] + rule[match.end() :]
             yield f"without {match.group().strip()}", mutated
+    for match in _WIDER.finditer(rest):
+        network = ip_network(match.group(1))
+        if network.prefixlen > 1:
+            wider = str(network.supernet())
+            mutated = rule[: match.start(1)] + wider + rule[match.end(1) :]
+            yield f"{network} widened to {wider}", mutated
+    for match in _PROTOCOLS.finditer(rest):
+        protocols = [entry.strip() for entry in match.group(1).split(",")]
+        for protocol in protocols:
+            others = ", ".join(entry for entry in protocols if entry != protocol)
+            mutated = f"{rule[: match.start(1)]} {others} {rule[match.end(1) :]}"
+            yield f"meta l4proto without {protocol}", mutated
     for match in _PORT.finditer(rest):
         protocol, side, ports = match.groups()
         wider = f"{protocol} {side} {{ {ports.strip('{} ')}, {UNDECLARED} }} "
@@ -104,7 +125,7 @@ def _rule(rule: str) -> Iterator[tuple[str, str | None]]:
             (f"{side} widened", wider),
             (f"any {side}", f"meta l4proto {protocol} " if protocol != "th" else ""),
         ):
-            yield what, rest[: match.start()] + new + rest[match.end() :]
+            yield what, rule[: match.start()] + new + rule[match.end() :]
     for match in _TYPES.finditer(rest):
         family = match.group(1)
         types = [entry.strip() for entry in (match.group(2) or match.group(3)).split(",")]
@@ -115,10 +136,10 @@ def _rule(rule: str) -> Iterator[tuple[str, str | None]]:
         every[f"also {more}"] = [*types, more]
         for what, entries in every.items():
             new = f"{family} type {{ {', '.join(entries)} }} "
-            yield f"{family} type {what}", rest[: match.start()] + new + rest[match.end() :]
+            yield f"{family} type {what}", rule[: match.start()] + new + rule[match.end() :]
 
 
-def _elements(line: str, where: str, stranger: dict[str, str]) -> Iterator[tuple[str, str]]:
+def _elements(line: str, strangers: Sequence[str], interval: bool) -> Iterator[tuple[str, str]]:
     before, _, rest = line.partition("{")
     elements = [entry.strip() for entry in rest.rpartition("}")[0].split(",")]
 
@@ -128,7 +149,7 @@ def _elements(line: str, where: str, stranger: dict[str, str]) -> Iterator[tuple
     for element in elements:
         others = [entry for entry in elements if entry != element]
         yield f"{element} removed", written(others) if others else ""
-        if re.fullmatch(r"[0-9a-f.:]+(/\d+)?", element) and where in stranger:
+        if interval and strangers:
             network = ip_network(element)
             if network.prefixlen > 0:
                 wider = str(network.supernet())
@@ -136,15 +157,17 @@ def _elements(line: str, where: str, stranger: dict[str, str]) -> Iterator[tuple
             if network.prefixlen < network.max_prefixlen:
                 narrower = str(next(network.subnets()))
                 yield f"{element} narrowed to {narrower}", written([*others, narrower])
-    if where in stranger:
-        yield f"{stranger[where]} added", written([*elements, stranger[where]])
+    for stranger in strangers:
+        yield f"{stranger} added", written([*elements, stranger])
 
 
 def _without_ipv6(text: str) -> str:
     """Neither a rule nor a set for IPv6 is left."""
-    text = re.sub(r"\tset \w+_v6 \{[^}]*\{[^}]*\}\s*\}\n", "", text)
+    text = re.sub(r"\tset (?:\w+_v6|ipv6_\w+) \{[^}]*\{[^}]*\}\s*\}\n", "", text)
     return "\n".join(
-        line for line in text.split("\n") if not _IPV6.search(line.partition(" comment ")[0])
+        line
+        for line in text.split("\n")
+        if not _IPV6.search(line.partition(" comment ")[0]) and "nfproto != ipv4" not in line
     )
 
 

@@ -14,6 +14,7 @@ import struct
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from packets import ACK, ICMP, ICMPV6, MAGIC, SYN_ACK, TCP, UDP, Packet, mac, parse, transport
 
@@ -45,6 +46,19 @@ class Cell:
     watched: frozenset[str] = frozenset(("left", "arrived", "refused", "replied", "answered"))
     destination_mac: str = ""
     source_mac: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether it is about a connection from before the rules."""
+        return self.way in HELD
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A cell (of any prober) that was not as expected, in words."""
+
+    cell: Any
+    text: str
 
 
 class Prober:
@@ -94,9 +108,7 @@ class Prober:
         self._answering: set[int] = set()
 
     def forget(self) -> None:
-        """Removes what connection tracking knows (IPCTNL_MSG_CT_DELETE of everything)."""
-        self._flush.send(struct.pack("=IHHIIBBH", 20, 1 << 8 | 2, 5, 1, 0, 0, 0, 0))
-        self._flush.recv(4096)
+        forget_connections(self._flush)
         self._drain()
 
     def hold(self, cells: Sequence[Cell]) -> list[int]:
@@ -105,35 +117,38 @@ class Prober:
         for cell in cells:
             number = self._number()
             numbers.append(number)
-            packet = _numbered(cell.packet, number)
+            packet = numbered(cell.packet, number)
             if "by host" in cell.way:
                 self._send_out(packet, number)
-                self._send_in(_back(packet, SYN_ACK), number)
+                self._send_in(back(packet, SYN_ACK), number)
             else:
                 self._send_in(packet, number)
-                self._send_out(_back(packet, SYN_ACK), number)
+                self._send_out(back(packet, SYN_ACK), number)
         self._drain()
         return numbers
 
-    def differences(self, cells: Sequence[Cell], held: Sequence[int] = ()) -> list[str]:
-        """What is not as expected: one line for each such cell."""
+    def differences(
+        self, cells: Sequence[Cell], held: Sequence[int] = (), quiet_s: float = QUIET_S
+    ) -> list[Difference]:
+        """What is not as expected. ``quiet_s``: how long nothing may have come before it is believed
+        that nothing more does."""
         self._cells, self._seen = {}, [set() for _ in cells]
         self._answering = set()
         held_numbers = iter(held)
-        numbered: list[tuple[int, Cell, int]] = []
+        rows: list[tuple[int, Cell, int]] = []
         for index, cell in enumerate(cells):
-            number = next(held_numbers) if cell.way in HELD else self._number()
+            number = next(held_numbers) if cell.held else self._number()
             self._cells[number] = (index, cell)
-            numbered.append((index, cell, number))
-        for index, cell, number in numbered:
+            rows.append((index, cell, number))
+        for index, cell, number in rows:
             if cell.way == LOOPBACK:
                 if self._loopback(cell.packet.version):
                     self._seen[index].add("answered")
                 continue
-            packet = _numbered(cell.packet, number)
+            packet = numbered(cell.packet, number)
             if cell.way in HELD:
                 if cell.way in (HELD[0], HELD[3]):
-                    packet = _back(packet, ACK)
+                    packet = back(packet, ACK)
                 elif packet.protocol == TCP:
                     packet = replace(packet, type=ACK)
                 packet = replace(packet, later=True)
@@ -151,29 +166,30 @@ class Prober:
                 self._send_in(packet, number, cell)
             if index % 64 == 63:
                 self._collect()
-        self._settle(cells)
-        for _, cell, number in numbered:
+        self._settle(cells, quiet_s)
+        for _, cell, number in rows:
             if cell.answer is None:
                 continue
             self._answering.add(number)
-            answer = _numbered(cell.answer, number)
+            answer = numbered(cell.answer, number)
             if answer.inner is not None:
-                answer = replace(answer, inner=_numbered(answer.inner, number))
+                answer = replace(answer, inner=numbered(answer.inner, number))
             (self._send_in if cell.way == OUT else self._send_out)(answer, number)
         if self._answering:
-            self._settle(cells, last=True)
+            self._settle(cells, quiet_s, last=True)
         found = []
         for index, cell in enumerate(cells):
             seen = self._seen[index] & cell.watched
             if seen != cell.expected:
-                found.append(f"{cell.name}: {_words(seen)}, expected {_words(cell.expected)}")
+                text = f"{cell.name}: {words(seen)}, expected {words(cell.expected)}"
+                found.append(Difference(cell, text))
         return found
 
-    def _settle(self, cells: Sequence[Cell], *, last: bool = False) -> None:
+    def _settle(self, cells: Sequence[Cell], quiet_s: float, *, last: bool = False) -> None:
         """Until all that is expected has been seen, and for a moment nothing more."""
         deadline = time.monotonic() + LATE_S
         while True:
-            more = self._collect(QUIET_S)
+            more = self._collect(quiet_s)
             wanting = any(
                 (cell.expected & cell.watched) - ({"answered"} if not last else set()) - seen
                 for cell, seen in zip(cells, self._seen, strict=True)
@@ -276,13 +292,19 @@ class Prober:
         self._world.send(mac(target) + mac(source) + kind + packet.bytes(number))
 
 
-def _back(packet: Packet, flags: int) -> Packet:
+def forget_connections(netfilter: socket.socket) -> None:
+    """Removes what connection tracking knows (IPCTNL_MSG_CT_DELETE of everything)."""
+    netfilter.send(struct.pack("=IHHIIBBH", 20, 1 << 8 | 2, 5, 1, 0, 0, 0, 0))
+    netfilter.recv(4096)
+
+
+def back(packet: Packet, flags: int) -> Packet:
     """What the other side says to it; ``flags`` of TCP."""
     echo = {ICMP: 0, ICMPV6: 129}.get(packet.protocol, flags)
     return replace(packet.back(echo), sport=packet.sport) if echo != flags else packet.back(flags)
 
 
-def _numbered(packet: Packet, number: int) -> Packet:
+def numbered(packet: Packet, number: int) -> Packet:
     """With the number as the port that nobody chose, unless both are chosen."""
     if packet.protocol in (TCP, UDP):
         if packet.sport == 0:
@@ -293,5 +315,5 @@ def _numbered(packet: Packet, number: int) -> Packet:
     return replace(packet, sport=number)
 
 
-def _words(words: Iterable[str]) -> str:
+def words(words: Iterable[str]) -> str:
     return " and ".join(sorted(words)) or "nothing"

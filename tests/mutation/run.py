@@ -2,31 +2,31 @@
 
     python tests/mutation/run.py [LAYER [MUTANT]]
 
-One layer at a time, alone, in namespaces of a container without a network: mutants of its real text
-are loaded, and only packets decide whether one is noticed. Exit status 1 lists the survivors.
+Each layer alone, in namespaces of a container without a network: mutants of its real text are loaded,
+and only packets decide whether one is noticed. Exit status 1 lists the survivors.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
 
-from equivalent import reason  # noqa: E402
+import equivalent  # noqa: E402
 
 from cellblock_fleet.jobs import job_network  # noqa: E402
 from cellblock_fleet.model import NOT_INTERNET, parse_fleet  # noqa: E402
-from cellblock_fleet.rules import host_rules  # noqa: E402
 
 NUMBERS = {"handler1": 11, "database1": 12, "memory1": 13, "cache1": 14, "master1": 15,
            "slave1": 21, "slave2": 22}  # fmt: skip
@@ -38,7 +38,9 @@ GROUPS = {
     "worker_masters": ["master1"],
     "worker_slaves": ["slave1", "slave2"],
 }
-MUTATED = ("slave1", "database1", "cache1", "master1")
+MUTATED = ["slave1", "master1", "cache1", "database1"]  # the longest first
+GUARDED_SLOTS = 2
+TIME_LIMIT_S = 900
 
 
 def facts() -> dict[str, Any]:
@@ -73,43 +75,49 @@ def facts() -> dict[str, Any]:
         "denied": jobs["denied"],
         "policies": policies,
     }
+    made = prepared(data)
     return {
         **data,
+        **made,
         "job_address": "10.213.0.128",
         "job_network": "10.213.0.128/27",
         "internet": ["198.51.100.10", "2001:db8:113::10"],
         "unroutable": ["10.99.0.5", "fd00:99::5"],
         "special": [str(network) for network in NOT_INTERNET],
         "engine": {**engine, "resolvers": [a for a in engine["resolvers"] if ":" not in a]},
-        "firewalls": {host: firewall(host_rules(fleet, host)) for host in MUTATED},
     }
 
 
-def firewall(rules: dict[str, Any]) -> str:
-    """The text of role firewall, as Ansible would render it."""
-    environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.tests["search"] = lambda value, pattern: bool(re.search(pattern, value))
-    path = ROOT / "roles/firewall/templates/etc/cellblock/firewall.nft.j2"
-    return environment.from_string(path.read_text()).render(
-        firewall_rules=rules,
-        firewall_ipv6_routers=["fe80::30"],
-        firewall_dhcp_client=True,
-        firewall_reverse_path="strict",
-    )
+def prepared(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The host image and the rules that Ansible makes of the fleet ``data``: see prepare.yml."""
+    with tempfile.TemporaryDirectory() as directory:
+        output, options = Path(directory) / "output.json", Path(directory) / "options.json"
+        given = {
+            "mutation_fleet": data,
+            "mutation_hosts": MUTATED,
+            "mutation_slots": GUARDED_SLOTS,
+            "mutation_output": str(output),
+        }
+        options.write_text(json.dumps(given))
+        playbook = ROOT / "tests/mutation/prepare.yml"
+        command = ["ansible-playbook", "-i", "inventory/local", str(playbook), "-e", f"@{options}"]
+        if shutil.which(command[0]) is None:
+            sys.exit(f"There is no {command[0]} here; run make setup and activate .venv.")
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{done.stdout}{done.stderr}\nThe rules could not be made: see above.")
+        found: dict[str, Any] = json.loads(output.read_text())
+        return found
 
 
-def in_container(arguments: list[str], stdin: str) -> subprocess.Popen[str]:
-    listed = ["docker", "image", "ls", "--quiet", "cellblock-host"]
-    images = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()
-    if not images:
-        sys.exit("There is no image cellblock-host; run playbooks/local-fleet-create.yml first.")
+def in_container(image: str, arguments: list[str], stdin: str) -> subprocess.Popen[str]:
     unconfined = [f"--security-opt={o}=unconfined" for o in ("seccomp", "apparmor", "systempaths")]
     capabilities = ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_OVERRIDE"]
     command = ["docker", "run", "--rm", "-i", "--network=none", "--cap-drop=ALL", *unconfined]
     command += [f"--cap-add={name}" for name in capabilities]
     command += [f"--volume={ROOT}/src:/src:ro", f"--volume={ROOT}/tests/mutation:/mutation:ro"]
     command += ["--env=PYTHONPATH=/src", "--env=PYTHONDONTWRITEBYTECODE=1", "--entrypoint=timeout"]
-    command += [images[0], "600", "python3", "/mutation/inside.py", *arguments]
+    command += [image, str(TIME_LIMIT_S), "python3", "/mutation/inside.py", *arguments]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     process.stdin.write(stdin)
@@ -117,41 +125,63 @@ def in_container(arguments: list[str], stdin: str) -> subprocess.Popen[str]:
     return process
 
 
+COLUMNS = ("cells", "mutants", "killed", "refused", "equivalent", "survived")
+
+
+def row(name: str, numbers: Sequence[int], seconds: float) -> str:
+    return (
+        f"{name:32}"
+        + "".join(f"{n:>{len(c) + 2}}" for n, c in zip(numbers, COLUMNS, strict=True))
+        + (f"{seconds:8.1f} s")
+    )
+
+
 def main() -> int:
     started = time.monotonic()
-    process = in_container(sys.argv[1:], json.dumps(facts()))
+    data = facts()
+    process = in_container(data.pop("image"), sys.argv[1:], json.dumps(data))
     assert process.stdout is not None
-    mutated = killed = excused = 0
-    failed = []
+    totals = [0] * len(COLUMNS)
+    failed: list[str] = []
+    unused = equivalent.reasons()
+    cpu = 0.0
+    print(f"{'layer':36}" + "".join(f"  {name}" for name in COLUMNS) + "      time", flush=True)
     for line in process.stdout:
         layer = json.loads(line)
-        survivors = []
-        for where, what, rule in layer["survivors"]:
-            if reason(layer["layer"], where, what, rule):
-                excused += 1
-            else:
-                survivors.append(f"{layer['layer']}: {where}: {what}: {rule}")
-        total = layer["killed"] + layer["refused_by_nft"] + len(layer["survivors"])
-        mutated, killed = mutated + total, killed + layer["killed"] + layer["refused_by_nft"]
-        print(
-            f"{layer['layer']}: {layer['cells']} cells, {total} mutants, {layer['killed']} killed, "
-            f"{layer['refused_by_nft']} refused by nft, {len(layer['survivors']) - len(survivors)} "
-            f"equivalent, {len(survivors)} survived ({layer['seconds']} s)",
-            flush=True,
-        )
-        failed += [f"survivor: {text}" for text in survivors]
-        failed += [f"{layer['layer']}: without a mutation: {text}" for text in layer["control"]]
+        name = layer["layer"]
+        counts = [len(layer[key]) for key in ("killed", "refused", "equivalent", "survivors")]
+        numbers = [layer["cells"], sum(counts) + len(layer["not equivalent"]), *counts]
+        numbers[2] += len(layer["not equivalent"])
+        totals = [a + b for a, b in zip(totals, numbers, strict=True)]
+        cpu += layer["cpu"]
+        print(row(name, numbers, layer["seconds"]), flush=True)
+        unused -= {m[3] for m in layer["equivalent"]}
+        failed += [f"survivor: {name}: {': '.join(m[:3])}" for m in layer["survivors"]]
+        failed += [
+            f"{name}: {': '.join(m[:3])} is in equivalent.py, and yet noticed: {m[3]}"
+            for m in layer["not equivalent"]
+        ]
+        failed += [f"{name}: without a mutation: {text}" for text in layer["control"]]
+        # What is no text of nft's says nothing about the rules.
+        failed += [
+            f"no mutant: {name}: {': '.join(m)}" for m in layer["refused"] if "syntax" in m[3]
+        ]
         if not layer["empty"]:
-            failed.append(f"{layer['layer']}: an empty ruleset is not noticed")
+            failed.append(f"{name}: an empty ruleset is not noticed")
+        for text in layer["doubts"]:
+            print(f"doubt: {name}: {text}", file=sys.stderr)
         if len(sys.argv) > 2:
-            failed += layer.get("refused", [])
+            failed += [f"refused: {': '.join(m)}" for m in layer["refused"]]
     if process.wait():
-        failed.append("the container failed")
-    print(*failed, sep="\n")
-    print(
-        f"{mutated} mutants, {killed} killed, {excused} equivalent, {time.monotonic() - started:.0f} s"
-    )
-    return 1 if failed or not mutated else 0
+        failed.append(
+            f"The container failed or took more than {TIME_LIMIT_S} s (exit status {process.returncode})."
+        )
+    if len(sys.argv) == 1:
+        failed += [f"equivalent.py has a reason that no mutant needs: {why}" for why in unused]
+    print(row("all", totals, time.monotonic() - started))
+    print(f"The layers took {cpu:.0f} s of CPU time.")
+    print(*(failed or ["Survivors: none."]), sep="\n")
+    return 1 if failed or not totals[1] else 0
 
 
 if __name__ == "__main__":
