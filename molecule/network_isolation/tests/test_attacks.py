@@ -95,11 +95,23 @@ def send(name, to, source, kind, body):
     s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     s.bind((name, 0))
     try:
-        s.send(mac(to) + mac(source) + struct.pack("!H", kind) + body)
+        s.send(mac(via(name, to)) + mac(source) + struct.pack("!H", kind) + body)
     except OSError as problem:
         return problem.errno
     return 0
 ALL = "ff:ff:ff:ff:ff:ff"
+def via(name, ether):
+    # Where the slave routes for its jobs, what is not sent to it is for nobody there.
+    if not given.get("allowed") or int(ether[:2], 16) & 1:
+        return ether
+    for _ in range(20):
+        found = [line.split() for line in open("/proc/net/arp").read().splitlines()[1:]]
+        for address, _, flags, hardware, _, device in found:
+            if device == name and flags == "0x2":
+                return hardware
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", (given["allowed"], 53))
+        time.sleep(0.1)
+    raise SystemExit("the slave's end is not known")
 """
 
 # Everything that IPv6 has for reaching neighbours, as frames and through the kernel.
@@ -204,7 +216,7 @@ packet = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
 packet.bind((name, 0))
 tried = 0
 end = time.monotonic() + given["seconds"]
-bodies = [mac(e) + mac(own) + b"\x08\0" + udp4(address, to, 9999, mark) for to, e in given["targets"]]
+bodies = [mac(via(name, e)) + mac(own) + b"\x08\0" + udp4(address, to, 9999, mark) for to, e in given["targets"]]
 while time.monotonic() < end:
     for (to, _), frame in zip(given["targets"], bodies):
         for attempt in (lambda: s.sendto(mark, (to, 9999)),) + (
@@ -461,6 +473,10 @@ class Lab:
         network: dict[str, Any] = json.loads(text)["network"]
         return network
 
+    def by_gateway(self, slave: str) -> dict[str, str]:
+        """For programs in a slot that send frames: whom they may ask to learn where all must go to."""
+        return {"allowed": self.v4("cache1")} if self.network(slave)["mode"] == "routed" else {}
+
     def slots(self, slave: str) -> list[str]:
         network = self.network(slave)
         first = int(IPv4Network(network["addresses"]).network_address)
@@ -590,6 +606,12 @@ def lab(request: pytest.FixtureRequest) -> Lab:
     return Lab(machines)
 
 
+@pytest.fixture(params=["slave1", "slave2"])
+def slave(request: pytest.FixtureRequest) -> str:
+    """Who the attack comes from: slave1's jobs are clones on the segment, slave2 routes for its jobs."""
+    return str(request.param)
+
+
 @pytest.fixture
 def mark() -> str:
     return f"attack-{secrets.token_hex(4)}"
@@ -627,7 +649,7 @@ def networked(lab: Lab, slave: str = "slave1") -> bool:
 # --- Reaching ports -------------------------------------------------------------------------------
 
 
-def test_a_full_port_scan_finds_what_is_allowed_and_nothing_else(lab: Lab) -> None:
+def test_a_full_port_scan_finds_what_is_allowed_and_nothing_else(lab: Lab, slave: str) -> None:
     """Every port of every address of the fleet, and of the slave that the job runs on."""
     addresses = sorted(
         {
@@ -639,11 +661,11 @@ def test_a_full_port_scan_finds_what_is_allowed_and_nothing_else(lab: Lab) -> No
         }
     )
     # There is something to be found: the slave's own ssh, for one.
-    assert lab.machines["slave1"].socket("tcp://22").is_listening
+    assert lab.machines[slave].socket("tcp://22").is_listening
     # Two jobs at a time, of four addresses at most: a job has 110 s of processor time.
     shares = [addresses[first : first + 4] for first in range(0, len(addresses), 4)]
     with ThreadPoolExecutor(2) as pair:
-        found = list(pair.map(lambda share: lab.job("slave1", SCAN, addresses=share), shares))
+        found = list(pair.map(lambda share: lab.job(slave, SCAN, addresses=share), shares))
     assert sum(one["tried"] for one in found) == 65535 * len(addresses)
     reached = [place for one in found for place in one["reached"]]
     assert sorted((a, p) for a, p, _ in reached) == [
@@ -672,14 +694,14 @@ def test_a_job_reaches_no_other_job(lab: Lab) -> None:
         assert "refused" not in answers
 
 
-def test_metadata_and_resolvers_of_others_are_out_of_reach(lab: Lab) -> None:
+def test_metadata_and_resolvers_of_others_are_out_of_reach(lab: Lab, slave: str) -> None:
     with lab.background(STAND_IN, SERVE_ONCE, port=80) as served:
         # Outside answers at both addresses: to itself, and to a job at the public one.
         own = lab.run(STAND_IN, CONNECT.replace("json.load(sys.stdin)", "json.loads(sys.argv[1])"),
                       places=[[METADATA, 80, "tcp"]])  # fmt: skip
         assert own["rounds"] == [{f"{METADATA}:80": "open"}]
         tried = lab.job(
-            "slave1",
+            slave,
             CONNECT,
             places=[[METADATA, 80, "tcp"], [OUTSIDE, 80, "tcp"], [OUTSIDE, 53, "tcp"]],
         )
@@ -692,12 +714,12 @@ def test_metadata_and_resolvers_of_others_are_out_of_reach(lab: Lab) -> None:
 # --- Names ----------------------------------------------------------------------------------------
 
 
-def test_names(lab: Lab) -> None:
+def test_names(lab: Lab, slave: str) -> None:
     """A job's resolver answers it, tells it nothing of the fleet, and no other resolver does."""
     cache = lab.v4("cache1")
     fleet, nobody = "database1.cellblock.internal", "nosuch.invalid"
     answers = lab.job(
-        "slave1", ASK, questions=[[cache, nobody], [cache, fleet], [OUTSIDE, nobody], [lab.v4("slave2"), nobody]]
+        slave, ASK, questions=[[cache, nobody], [cache, fleet], [OUTSIDE, nobody], [lab.v4("master1"), nobody]]
     )  # fmt: skip
     assert answers[0] is not None, "the control: its own resolver answers"
     assert answers[1] == [5, []], "refused"
@@ -808,7 +830,7 @@ def test_the_cache_server_relays_nothing(lab: Lab) -> None:
 # --- Root in a slot: frames -----------------------------------------------------------------------
 
 
-def test_ipv6_leads_nowhere_from_a_slot(lab: Lab, mark: str, control: str) -> None:
+def test_ipv6_leads_nowhere_from_a_slot(lab: Lab, slave: str, mark: str, control: str) -> None:
     targets = [
         [address, lab.mac[name]]
         for name in lab.mac
@@ -817,7 +839,7 @@ def test_ipv6_leads_nowhere_from_a_slot(lab: Lab, mark: str, control: str) -> No
     ]
     routes = {n: lab.machines[n].check_output("ip -6 route show default") for n in lab.hosts}
     with lab.watched([mark, control]) as arrived:
-        lab.run("slave1", ATTACK_IPV6, slot="internet", mark=mark, interface="job0",
+        lab.run(slave, ATTACK_IPV6, slot="internet", **lab.by_gateway(slave), mark=mark, interface="job0",
                 targets=targets, enable=True)  # fmt: skip
         # The control: what comes from a host that nothing of ours filters is seen by the watch.
         lab.run(STAND_IN, ATTACK_IPV6, mark=control, interface=lab.interface[STAND_IN],
@@ -832,17 +854,17 @@ def test_ipv6_leads_nowhere_from_a_slot(lab: Lab, mark: str, control: str) -> No
     }
 
 
-def test_nobody_elses_address_can_be_claimed(lab: Lab, mark: str, control: str) -> None:
+def test_nobody_elses_address_can_be_claimed(lab: Lab, slave: str, mark: str, control: str) -> None:
     claims = lab.targets("slave1", "master1", STAND_IN)
     # Other jobs' as well; the slot leaves out its own.
-    prefix = lab.network("slave1")["mac_prefix"]
-    for slot in lab.slots("slave1"):
+    prefix = lab.network(slave)["mac_prefix"]
+    for slot in lab.slots(slave):
         claims.append(
             [slot, ":".join([prefix, *(f"{b:02x}" for b in ip_address(slot).packed[1:])])]
         )
     targets = lab.targets("cache1", "database1", "slave1", "slave2", STAND_IN)
     with lab.watched([mark, control]) as arrived:
-        done = lab.run("slave1", ATTACK_SPOOF, slot="internet", mark=mark, control=control,
+        done = lab.run(slave, ATTACK_SPOOF, slot="internet", **lab.by_gateway(slave), mark=mark, control=control,
                        claims=claims, targets=targets, honest=lab.targets("cache1")[0])  # fmt: skip
         attack, honest = arrived(mark), arrived(control)
     assert len(done["sent"]) > 50
@@ -869,12 +891,12 @@ def test_an_arp_scan_finds_no_other_job(lab: Lab) -> None:
 
 
 def test_frames_to_hosts_that_no_policy_names_are_stopped_by_the_guard(
-    lab: Lab, mark: str, control: str
+    lab: Lab, slave: str, mark: str, control: str
 ) -> None:
     """A packet socket goes past the slot's rules for packets; its own address in it is true."""
     targets = lab.targets("database1", "master1", "slave1", "slave2")
     with lab.watched([mark, control]) as arrived:
-        tried = lab.run("slave1", ATTACK_STREAM, slot="internet", mark=mark, control=control,
+        tried = lab.run(slave, ATTACK_STREAM, slot="internet", **lab.by_gateway(slave), mark=mark, control=control,
                         targets=targets, honest=lab.v4("cache1"), frames=True, seconds=3)  # fmt: skip
         attack, honest = arrived(mark), arrived(control)
     assert tried > 100
@@ -977,8 +999,8 @@ def test_the_supervisor_is_killed(lab: Lab, mark: str, control: str) -> None:
     assert done["rounds"] == [{f"{lab.v4('database1')}:22": "no"}]
 
 
-def test_nothing_of_a_job_is_seen_by_the_next_at_its_address(lab: Lab) -> None:
-    count = lab.network("slave1")["slots"] + 2
+def test_nothing_of_a_job_is_seen_by_the_next_at_its_address(lab: Lab, slave: str) -> None:
+    count = lab.network(slave)["slots"] + 2
     place = {"address": lab.v4("cache1"), "port": 3142}
     jobs = [lab.description(TRACES, "internet", connections=5, **place)]
     jobs += [lab.description(TRACES, "internet", connections=1, **place) for _ in range(count)]
@@ -986,7 +1008,7 @@ def test_nothing_of_a_job_is_seen_by_the_next_at_its_address(lab: Lab) -> None:
     for job in jobs:
         encoded = base64.b64encode(json.dumps(job).encode()).decode()
         record = json.loads(
-            lab.machines["slave1"].check_output(f"echo {encoded} | base64 -d | cellblock run -")
+            lab.machines[slave].check_output(f"echo {encoded} | base64 -d | cellblock run -")
         )
         assert record["verdict"] == "ok", record
         told.append(json.loads(record["stages"][0]["stdout"]["text"]))
