@@ -30,10 +30,6 @@ _TABLE: tuple[tuple[str, str, str, str, str], ...] = (
         "a limit of how much, not of whom; limits are proven in tests/unit/test_slots.py",
     ),
     (
-        *(_SLOT, "opening", "removed", "ct mark set .*"),
-        "the mark is for the limit of new connections only, which is proven there too",
-    ),
-    (
         *("slot, policy allow", "allowed", "removed", "ip daddr @denied return"),
         "the one address of this list is none of those; the layer with all of 0.0.0.0/0 proves the rule",
     ),

@@ -315,7 +315,9 @@ def slot_layers(fleet: expected.Fleet, facts: dict[str, Any]) -> list[Layer]:
             opened = replace(access, after_denied=(everything,))
             texts.append(("allow, all of 0.0.0.0/0", opened, "0.0.0.0/0"))
         for name, ready, entry in texts:
-            limits = StageConstraints(network_bytes_per_second=2**30)
+            limits = StageConstraints(
+                network_bytes_per_second=2**30, network_connections_per_second=10**6
+            )
             text = inet + network.open_rules(ready, limits)
             cells = expected.slot_cells(fleet, address, mac, text, policy, entry)
             widened = policy == "internet" or entry == "0.0.0.0/0"
