@@ -91,16 +91,7 @@ def job_network(fleet: Fleet, slave: str, slots: int) -> dict[str, Any]:
             }
             for name, flows in fleet.job_flows.items()
         },
-        "resolvers": sorted(
-            {
-                address
-                for flows in fleet.job_flows.values()
-                for flow in flows
-                for service in flow.services
-                if fleet.services[service].port == 53
-                for address in _addresses(fleet, flow, service)
-            }
-        ),
+        "resolvers": fleet.job_resolvers(),
     }
 
 

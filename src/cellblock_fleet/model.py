@@ -170,6 +170,22 @@ class Fleet:
                 return flow
         return None
 
+    def job_resolvers(self) -> list[str]:
+        """Where jobs ask for names: the IPv4 addresses of what their policies name on port 53."""
+        return sorted(
+            {
+                str(address)
+                for flows in self.job_flows.values()
+                for flow in flows
+                for service in flow.services
+                if self.services[service].port == 53
+                for host in self.members(flow.destination)
+                if host in self.serving(service)
+                for address in host.addresses
+                if address.version == 4
+            }
+        )
+
     def _is_source(self, peer: str, source: str) -> bool:
         if source == CONTROLLER:
             return peer == CONTROLLERS
@@ -239,6 +255,7 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
     )
     _refuse_shared_addresses(fleet)
     _refuse_shared_job_networks(fleet)
+    _refuse_internet_without_resolver(fleet)
     return fleet
 
 
@@ -507,6 +524,15 @@ def _refuse_shared_job_networks(fleet: Fleet) -> None:
                     " in which no address is used"
                 )
         taken.append((f"{slave}'s range for jobs", network))
+
+
+def _refuse_internet_without_resolver(fleet: Fleet) -> None:
+    """The engine would not start with it."""
+    if fleet.job_networks and "internet" in fleet.job_flows and not fleet.job_resolvers():
+        raise FleetError(
+            "cellblock_job_flows.internet: no policy names a resolver for jobs (a service on port 53 of"
+            " a group that has hosts); add a host that serves it, or leave the policy internet out"
+        )
 
 
 def _refuse_mixed_slaves(groups: Mapping[str, tuple[str, ...]], slaves: str) -> None:

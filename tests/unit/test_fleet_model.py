@@ -46,7 +46,7 @@ DECLARED: dict[str, Any] = {
     "job_flows": {
         "none": [],
         "internet": [
-            {"to": "cache_servers", "services": ["packages"]},
+            {"to": "cache_servers", "services": ["packages", "dns"]},
             {"to": "internet", "services": ["web"]},
         ],
     },
@@ -285,7 +285,8 @@ def test_jobs_come_to_the_cache_server_alone() -> None:
     rules = host_rules(fleet, "cache")
     assert rules["sets"]["jobs"] == ["10.0.0.128/25"]
     assert [(r["name"], r["ports"]) for r in rules["inbound"] if r["peer"] == "jobs"] == [
-        ("jobs, policy internet", [3142])
+        ("jobs, policy internet", [3142]),
+        ("jobs, policy internet", [53]),
     ]
     for name in ("db", "master", "slave1"):
         assert "jobs" not in host_rules(fleet, name)["sets"]

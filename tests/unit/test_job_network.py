@@ -103,6 +103,20 @@ def test_policies_follow_the_flows(fleet: Fleet) -> None:
     assert network["resolvers"] == ["10.0.0.14"]
 
 
+def test_the_internet_without_a_resolver_is_refused() -> None:
+    without = {
+        **DECLARED,
+        "groups": {**DECLARED["groups"], "cache_servers": []},
+        "addresses": {n: a for n, a in DECLARED["addresses"].items() if n != "cache"},
+    }
+    with pytest.raises(FleetError, match=r"job_flows\.internet: no policy names .* leave the policy"):
+        parse_fleet({**without, "job_networks": RANGES})
+    # Controls: without networks for jobs, or without that policy, nobody needs one.
+    parse_fleet(without)
+    fleet = parse_fleet({**without, "job_networks": RANGES, "job_flows": {"none": []}})
+    assert job_network(fleet, "slave1", 2)["resolvers"] == []
+
+
 def test_everything_private_and_everything_of_ours_is_denied(fleet: Fleet) -> None:
     denied = [ip_network(cidr) for cidr in job_network(fleet, "slave1", 4)["denied"]]
     for address in "10.0.0.14 10.0.0.130 10.0.0.200 169.254.169.254 192.168.1.1 198.18.0.9 203.0.113.12".split():

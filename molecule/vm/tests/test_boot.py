@@ -1,10 +1,14 @@
-"""What only a real boot shows: the rules are there before the network. (In containers the interface is
-there before systemd is.)
+"""What only a real boot shows: the rules are there before the network, and networkd makes the jobs'
+interface anew. (In containers the interface is there before systemd is.) At the end, the jobs' network
+is taken off the machine.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +16,11 @@ import pytest
 testinfra_hosts = ["ansible://vm1"]
 
 BOOT_SECONDS = 300
+# An address of the internet that is nobody's (RFC 5737). The machine's network ends at qemu, which
+# answers for every address that the machine is to try in vain.
+INTERNET = "198.51.100.10"
+
+Record = dict[str, Any]
 
 
 def show(host: Any, unit: str, name: str) -> int:
@@ -19,6 +28,43 @@ def show(host: Any, unit: str, name: str) -> int:
     value = host.check_output(f"systemctl show --property={name} --value {unit}")
     assert value.isdigit(), f"{unit}: {name} is {value!r}"
     return int(value)
+
+
+def assert_the_interface_is_there(host: Any) -> None:
+    link = json.loads(host.check_output("ip -json -detail address show dev cellblock0"))[0]
+    assert link["link"] == "eth0"
+    assert "UP" in link["flags"]
+    assert link["linkinfo"]["info_kind"] == "macvlan"
+    assert link["linkinfo"]["info_data"]["mode"] == "private"
+    # networkd has a file that gives every Ethernet interface the machine's own address.
+    assert link["addr_info"] == []
+    assert host.run("cellblock-job-guard status").rc == 0
+
+
+def assert_jobs_have_a_network(submit: Callable[..., Record]) -> None:
+    """As far as qemu: it refuses the connection, and what comes in is counted as what goes out is."""
+    stage = {
+        "name": "run",
+        "command": ["bash", "-c", f"exec 3<>/dev/tcp/{INTERNET}/80"],
+        "network": "allow",
+        "network_allow": [{"to": INTERNET, "protocol": "tcp", "ports": [80]}],
+    }
+    done = submit({"environment": "base", "stages": [stage]})["stages"][0]
+    assert "Connection refused" in done["stderr"]["text"], done
+    usage = done["usage"]
+    assert usage["network_sent_packets"] > 0, usage
+    assert usage["network_received_packets"] > 0, usage
+    # Control: what the list does not name gets no packet out.
+    stage["command"] = ["bash", "-c", "exec 3<>/dev/tcp/10.0.2.2/80"]
+    usage = submit({"environment": "base", "stages": [stage]})["stages"][0]["usage"]
+    assert usage["network_sent_packets"] == 0, usage
+    assert usage["network_refused_packets"] > 0, usage
+
+
+def test_the_jobs_network_before_the_boot(host: Any, submit: Callable[..., Record]) -> None:
+    """Made by the role while networkd runs, which would not make it before the next boot."""
+    assert_the_interface_is_there(host)
+    assert_jobs_have_a_network(submit)
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +128,28 @@ def test_jobs_run_after_the_boot(host: Any) -> None:
         " | timeout 120 cellblock run -"
     )
     assert '"verdict":"ok"' in done.stdout.replace(" ", "")
+
+
+@pytest.mark.usefixtures("rebooted")
+def test_networkd_has_made_the_jobs_interface(host: Any) -> None:
+    assert_the_interface_is_there(host)
+    assert "25-cellblock.network" in host.check_output("networkctl --no-pager status cellblock0")
+    made = "journalctl --boot --output=cat --unit=systemd-networkd --grep='^cellblock0: .*'"
+    assert re.search(r"(?i)netdev (created|ready)|\bcreated\b", host.check_output(made))
+    # Nobody else could have.
+    assert not host.file("/etc/systemd/system/cellblock-interface.service").exists
+
+
+@pytest.mark.usefixtures("rebooted")
+def test_the_guard_is_there_before_jobs(host: Any) -> None:
+    # The guard says that it is active when it has looked after its table for the first time.
+    guarded = show(host, "cellblock-job-guard.service", "ActiveEnterTimestampMonotonic")
+    engine = show(host, "cellblock.service", "ExecMainStartTimestampMonotonic")
+    assert 0 < guarded < engine
+    failed = "journalctl --boot CELLBLOCK_EVENT=firewall_guard_failed --output=cat"
+    assert host.run(failed).stdout.strip() in ("", "-- No entries --")
+
+
+@pytest.mark.usefixtures("rebooted")
+def test_jobs_have_a_network_after_the_boot(submit: Callable[..., Record]) -> None:
+    assert_jobs_have_a_network(submit)
