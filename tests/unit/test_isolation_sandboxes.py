@@ -330,8 +330,18 @@ def test_a_slave_without_job_networks_gives_no_vantages_but_a_note() -> None:
 
 def test_a_slave_that_hides_its_job_network_is_a_gap() -> None:
     """One that has a range for jobs must show what they reach; it is only a captured one's word."""
-    ranges = {"t": "10.0.0.192/26"}
-    world = World(lambda slave: None, job_networks=ranges)
+    # With a range for jobs, the policy `internet` must name a resolver.
+    dns = {"groups": ["caches"], "protocol": "tcp", "port": 53, "jobs": True}
+    flows = declared()["job_flows"]
+    ranged = {
+        "job_networks": {"t": "10.0.0.192/26"},
+        "services": {**declared()["services"], "dns": dns},
+        "job_flows": {
+            **flows,
+            "internet": [*flows["internet"], {"to": "caches", "services": ["dns"]}],
+        },
+    }
+    world = World(lambda slave: None, **ranged)
     assert world.full.gaps == (
         "t gives jobs no network: nothing was tried from jobs there, though 10.0.0.192/26 is declared"
         " as the range of its jobs; provision it (playbooks/site.yml), or write cellblock_job_range as"
@@ -344,7 +354,7 @@ def test_a_slave_that_hides_its_job_network_is_a_gap() -> None:
     assert world.judge().counts["unproven"] == 1
     assert not world.judge().is_green
     # One that shows it is green.
-    assert World(job_networks=ranges).judge().is_green
+    assert World(**ranged).judge().is_green
 
 
 def test_a_slave_that_cannot_hold_a_slot_is_a_gap() -> None:

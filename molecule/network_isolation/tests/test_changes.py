@@ -1,4 +1,4 @@
-"""An operator changes a slave's mode, and back."""
+"""What an operator, or an accident, changes about a slave's job network, and changes back."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ Playbook = Callable[..., CompletedProcess[str]]
 
 
 @pytest.fixture
-def provision(host: Any, playbook: Playbook) -> Iterator[Callable[..., None]]:
-    def run(*settings: str) -> None:
+def provision(host: Any, playbook: Playbook) -> Iterator[Callable[..., str]]:
+    def run(*settings: str) -> str:
         where = ("--limit=slave1,localhost", "--tags=macvlan,worker_slave_config")
         done = playbook("site.yml", *where, *settings)
         assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     yield run
     if mode(host) != "macvlan":
@@ -31,7 +32,7 @@ def mode(host: Any) -> str:
 
 
 def test_macvlan_routed_and_back(
-    host: Any, provision: Callable[..., None], run_stage: Callable[..., dict[str, Any]]
+    host: Any, provision: Callable[..., str], run_stage: Callable[..., dict[str, Any]]
 ) -> None:
     cache = host.get_host("ansible://cache1").ansible.get_variables()["ansible_host"]
     connect = f"import socket; socket.create_connection(('{cache}', 3142), 5)"
@@ -54,3 +55,23 @@ def test_macvlan_routed_and_back(
     assert "table inet cellblock_jobs" not in tables
     assert host.check_output("ls /sys/class/net").find("cbj") == -1
     assert host.file("/proc/sys/net/ipv4/ip_forward").content_string == "0\n"
+
+
+def test_without_the_interface_no_job_with_a_network_starts(
+    host: Any, provision: Callable[..., str], submit: Callable[..., dict[str, Any]]
+) -> None:
+    slots = json.loads(host.check_output("cat /etc/cellblock/engine.json"))["network"]["slots"]
+    host.check_output("ip link delete dev cellblock0")
+    stage = {"name": "run", "command": ["true"], "network": "internet"}
+    job = {"environment": "base", "stages": [stage]}
+    # Slots that were made before are clones of the real interface, and go on; no new ones are made.
+    error = [submit(job) for _ in range(slots + 1)][-1]["error"]
+    assert error["code"] == "host_setup", error
+    assert "interface cellblock0: is missing" in error["text"], error
+    assert "run the macvlan role" in error["text"], error
+    stage["network"] = "none"
+    assert submit(job)["stages"][0]["verdict"] == "ok"
+    # The interface is all that was missing.
+    assert "changed=1 " in provision()
+    stage["network"] = "internet"
+    assert submit(job)["stages"][0]["verdict"] == "ok"

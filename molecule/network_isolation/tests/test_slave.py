@@ -255,36 +255,6 @@ def test_without_the_guard_no_job_with_a_network_starts(
     assert attempts("internet", (INTERNET, 80))[INTERNET, 80] == REACHED
 
 
-@pytest.mark.usefixtures("web")
-def test_without_the_interface_no_job_with_a_network_starts(
-    host: Any, mode: str, submit: Callable[..., Record], attempts: Any, playbook: Any
-) -> None:
-    network = json.loads(host.file("/etc/cellblock/engine.json").content_string)["network"]
-    if network["mode"] != "macvlan":
-        pytest.skip("routed slots are not made from an interface")
-    host.check_output("ip link delete dev cellblock0")
-    job = {
-        "environment": "base",
-        "stages": [{"name": "run", "command": ["true"], "network": "internet"}],
-    }
-    # Slots that were made before are clones of the real interface, and go on; no new ones are made.
-    records = [submit(job) for _ in range(network["slots"] + 1)]
-    error = records[-1].get("error", records[-1])
-    assert error["code"] == "host_setup", error
-    assert "interface cellblock0: is missing" in error["text"], error
-    assert "run the macvlan role" in error["text"], error
-    job["stages"][0]["network"] = "none"
-    assert submit(job)["stages"][0]["verdict"] == "ok"
-    where = (f"--limit={host.backend.get_hostname()},localhost", "--tags=macvlan")
-    done = playbook("site.yml", *where)
-    assert done.returncode == 0, done.stdout + done.stderr
-    # The interface is all that was missing.
-    assert "changed=1 " in done.stdout, done.stdout
-    assert attempts("internet", (INTERNET, 80))[INTERNET, 80] == REACHED
-    done = playbook("site.yml", *where)
-    assert "changed=1 " not in done.stdout, done.stdout
-
-
 def test_a_flush_is_repaired_within_two_seconds(host: Any) -> None:
     inside(
         host,
