@@ -108,7 +108,9 @@ def test_the_internet_without_a_resolver_is_refused() -> None:
         "groups": {**DECLARED["groups"], "cache_servers": []},
         "addresses": {n: a for n, a in DECLARED["addresses"].items() if n != "cache"},
     }
-    with pytest.raises(FleetError, match=r"job_flows\.internet: no policy names .* leave the policy"):
+    with pytest.raises(
+        FleetError, match=r"job_flows\.internet: no policy names .* leave the policy"
+    ):
         parse_fleet({**without, "job_networks": RANGES})
     # Controls: without networks for jobs, or without that policy, nobody needs one.
     parse_fleet(without)
