@@ -153,3 +153,30 @@ def test_the_guard_is_there_before_jobs(host: Any) -> None:
 @pytest.mark.usefixtures("rebooted")
 def test_jobs_have_a_network_after_the_boot(submit: Callable[..., Record]) -> None:
     assert_jobs_have_a_network(submit)
+
+
+@pytest.mark.usefixtures("rebooted")
+def test_another_run_changes_nothing_of_it(host: Any, playbook: Any) -> None:
+    assert host.run("cellblock-job-guard status").rc == 0
+    done = playbook("../molecule/vm/again.yml")
+    assert re.search(r"vm1 .* changed=0 .* failed=0 ", done.stdout), done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("rebooted")
+def test_nothing_is_left_of_it(host: Any, playbook: Any) -> None:
+    """The last of all: jobs have no network after it."""
+    files = (
+        "find /etc/systemd /etc/sysctl.d /etc/cellblock /usr/local/sbin /run/systemd/system"
+        " /run/cellblock-job-guard 2>/dev/null | grep -E '25-cellblock|[.]network[.]d|job'"
+    )
+    # Control: before, these are what there is of it.
+    found = host.check_output(files)
+    for name in ("25-cellblock.netdev", "qemu.network.d/cellblock.conf", "job-guard", "jobs.nft"):
+        assert name in found, found
+    done = playbook("../molecule/vm/remove.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert host.run(files).stdout == ""
+    assert "cellblock" not in host.check_output("ls /sys/class/net")
+    assert host.check_output("nft list tables") == "table inet cellblock"
+    # The machine's own network is as it was.
+    assert "configured" in host.check_output("networkctl --no-pager list eth0")
