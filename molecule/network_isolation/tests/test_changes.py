@@ -31,6 +31,19 @@ def mode(host: Any) -> str:
     return str(json.loads(host.check_output("cat /etc/cellblock/engine.json"))["network"]["mode"])
 
 
+def test_a_parent_that_is_missing_is_refused_before_anything_is_changed(playbook: Playbook) -> None:
+    # As a rename leaves it. The firewall's rules would change too, if it came to that.
+    settings = ("--extra-vars=macvlan_parent=nosuch0", "--extra-vars=firewall_dhcp_client=true")
+    done = playbook("site.yml", "--limit=slave1,localhost", *settings)
+    assert done.returncode != 0
+    said = " ".join(done.stdout.split())
+    assert "slave1: macvlan_parent is nosuch0, which the host does not have; it has" in said
+    assert "set macvlan_parent to one of these" in said
+    recap = next(line for line in done.stdout.splitlines() if line.startswith("slave1  "))
+    assert "changed=0" in recap
+    assert "failed=1" in recap
+
+
 def test_macvlan_routed_and_back(
     host: Any, provision: Callable[..., str], run_stage: Callable[..., dict[str, Any]]
 ) -> None:
