@@ -376,10 +376,12 @@ def test_the_loopback_is_not_tracked(make_pool: MakePool) -> None:
         assert tracked() == 0
         # It works all the same, under every address of the slot's own, and refuses at once.
         for address in ("127.0.0.1", str(taken.address)):
-            with socket.create_server((address, 4000)) as server:
-                with socket.create_connection((address, 4000), 1) as client:
-                    server.accept()[0].sendall(b"hello")
-                    assert client.recv(5) == b"hello"
+            with (
+                socket.create_server((address, 4000)) as server,
+                socket.create_connection((address, 4000), 1) as client,
+            ):
+                server.accept()[0].sendall(b"hello")
+                assert client.recv(5) == b"hello"
             assert "refused" in reach(taken.namespace, address, 4001)
         assert tracked() == 0
         # Control: what leaves the slot is tracked.
