@@ -37,12 +37,18 @@ ALWAYS_DENIED: tuple[IPv4Network, ...] = tuple(
 the host's own policies name an address in them."""
 RESOLVE_TIMEOUT_S = 5.0
 """For all host names of a stage together."""
+MAX_LOOKUPS = 64
+"""Host names that are being resolved at a time, of all stages: each takes a thread and sockets, and
+may hang for longer than its stage waits."""
+MAX_ADDRESSES = 64
+"""Of one host name. Whoever runs its zone says how many it has, and every one costs a rule's element."""
 INTERFACE = "job0"
 """The one interface of a slot besides its loopback."""
 ROUTED_GATEWAY = IPv4Address("169.254.203.1")
 """In routed mode, the host's end of every slot's veth pair."""
 
 _ANYWHERE = IPv4Network("0.0.0.0/0")
+_lookups = threading.BoundedSemaphore(MAX_LOOKUPS)
 _MAC_PREFIX = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){2}")
 _INTERFACE_NAME = re.compile(r"[^\s/:]{1,15}")
 
@@ -215,10 +221,20 @@ def resolve_names(names: Sequence[str]) -> Mapping[str, Sequence[IPv4Address]]:
     """
     found: dict[str, list[IPv4Address] | str] = {}
     # The C library's own timeouts are longer and cannot be set: whoever is late is left behind.
-    threads = [threading.Thread(target=_resolve, args=(name, found), daemon=True) for name in names]
+    threads = []
     deadline = time.monotonic() + RESOLVE_TIMEOUT_S
-    for thread in threads:
-        thread.start()
+    for name in names:
+        if not _lookups.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            found[name] = f"{MAX_LOOKUPS} other names are being resolved; try again later"
+            continue
+        thread = threading.Thread(target=_resolve, args=(name, found), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            _lookups.release()
+            found[name] = "no thread can be started"
+            continue
+        threads.append(thread)
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     resolved: dict[str, Sequence[IPv4Address]] = {}
@@ -237,11 +253,17 @@ def resolve_names(names: Sequence[str]) -> Mapping[str, Sequence[IPv4Address]]:
 def _resolve(name: str, found: dict[str, list[IPv4Address] | str]) -> None:
     try:
         infos = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
-        found[name] = sorted({IPv4Address(info[4][0]) for info in infos})
+        addresses = {info[4][0] for info in infos}
+        if len(addresses) > MAX_ADDRESSES:
+            found[name] = f"it has {len(addresses)} of them, more than {MAX_ADDRESSES}"
+        else:
+            found[name] = sorted(map(IPv4Address, addresses))
     except OSError as problem:
         found[name] = str(problem.strerror)
     except UnicodeError:
         found[name] = "it is not a host name"
+    finally:
+        _lookups.release()
 
 
 def _hosts_file(pinned: Mapping[str, Sequence[IPv4Address]]) -> str:
@@ -267,6 +289,9 @@ def closed_rules(config: NetworkConfig, slot: int) -> str:
     opens a connection goes through ``allowed`` and ``opening``, every packet of it through
     ``outgoing`` or ``incoming``; a slot's policy never changes, so what was opened stays allowed.
     The table netdev sees what the other does not: frames of packet sockets, and ARP.
+    Errors of a connection are incoming like its packets: they carry what their sender likes. The
+    loopback is not tracked: no limit holds there, and the kernel's hash table of connections is
+    everybody's.
     """
     address = config.address(slot)
     mac = ":".join(f"{byte:02x}" for byte in config.mac(slot))
@@ -303,10 +328,18 @@ table inet cellblock {{
         type filter hook input priority filter; policy drop;
         iif "lo" accept
         ct state established ct direction reply goto incoming
-        ct state related icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} accept
+        ct state related icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} goto incoming
     }}
     chain forward {{
         type filter hook forward priority filter; policy drop;
+    }}
+    chain untracked_output {{
+        type filter hook output priority raw; policy accept;
+        oif "lo" notrack
+    }}
+    chain untracked_input {{
+        type filter hook prerouting priority raw; policy accept;
+        iif "lo" notrack
     }}
 }}
 table netdev cellblock {{

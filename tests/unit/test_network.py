@@ -167,6 +167,47 @@ def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> Non
     late.set()
 
 
+def test_names_that_hang_take_no_more_than_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = threading.Event()
+    hanging: list[str] = []
+
+    def lookup(name: str, *_: Any) -> Any:
+        if name.endswith(".fast"):
+            return [(0, 0, 0, "", ("198.51.100.10", 0))]
+        hanging.append(name)
+        late.wait(5)
+        return []
+
+    monkeypatch.setattr(network, "RESOLVE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(network.socket, "getaddrinfo", lookup)
+    try:
+        for number in range(3):
+            names = [f"{number}-{n}.slow" for n in range(network.MAX_LOOKUPS - 4)]
+            with pytest.raises(UnresolvedNameError):
+                network.resolve_names(names)
+            assert len(hanging) <= network.MAX_LOOKUPS
+        with pytest.raises(UnresolvedNameError, match="other names are being resolved"):
+            network.resolve_names(["one.fast"])
+    finally:
+        late.set()
+    monkeypatch.setattr(network, "RESOLVE_TIMEOUT_S", 5.0)
+    # More names than places, of which each is free again at once.
+    many = [f"{n}.fast" for n in range(3 * network.MAX_LOOKUPS)]
+    assert len(network.resolve_names(many)) == len(many)
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+def test_a_name_with_many_addresses(monkeypatch: pytest.MonkeyPatch, excess: int) -> None:
+    count = network.MAX_ADDRESSES + excess
+    answer = [(0, 0, 0, "", (f"198.51.100.{n}", 0)) for n in range(count)]
+    monkeypatch.setattr(network.socket, "getaddrinfo", lambda *_: answer)
+    if not excess:
+        assert len(network.resolve_names(["mirror.example"])["mirror.example"]) == count
+        return
+    with pytest.raises(UnresolvedNameError, match=f"it has {count} of them, more than"):
+        network.resolve_names(["mirror.example"])
+
+
 def test_policies_of_the_host() -> None:
     internet = Access.of(stage(network="internet"), "stages[0]", config(), "slave1")
     assert internet.resolv_conf == "nameserver 10.213.0.14\n"

@@ -305,6 +305,96 @@ def receive_all(namespace: int, port: int) -> int:
     return received
 
 
+def test_errors_cost_quota_too(make_pool: MakePool, segment: lab.Segment) -> None:
+    """What an ICMP error quotes is for its sender to choose, and a job can read it."""
+    limits = StageConstraints(network_bytes=10_000, network_bytes_per_second=2**30)
+    entry = {"to": lab.INTERNET, "protocol": "udp", "ports": [81]}
+    with contextlib.ExitStack() as stack:
+        taken = stack.enter_context(slot(make_pool(), "allow", entry, limits=limits))
+        with inside(taken.namespace):
+            job = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        with inside(segment.gateway):
+            server = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            server.bind((lab.INTERNET, 81))
+            raw = stack.enter_context(
+                socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+            )
+            raw.bind((lab.INTERNET, 0))
+        job.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        job.connect((lab.INTERNET, 81))
+        job.send(b"hello")
+        server.settimeout(1)
+        _, (address, port) = server.recvfrom(16)
+        payload = bytes(1000)
+        header = struct.pack("!4H", port, 81, 8 + len(payload), 0)
+        quoted = packet(address, lab.INTERNET, socket.IPPROTO_UDP, header + payload)
+        error = struct.pack("!BBHI", 3, 1, 0, 0) + quoted
+        error = error[:2] + struct.pack("!H", checksum(error)) + error[4:]
+        read = 0
+        for _ in range(50):
+            raw.sendto(error, (address, 0))
+            deadline = time.monotonic() + 0.05
+            while time.monotonic() < deadline:
+                try:
+                    message = job.recvmsg(2000, 512, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    time.sleep(0.001)
+                    continue
+                read += len(message[0])
+                break
+        traffic = taken.traffic()
+        assert 8000 <= read <= traffic.received_bytes <= 10_000
+        assert traffic.over_bytes_packets >= 40
+
+
+_IP_RECVERR = 11
+
+
+def packet(source: str, target: str, protocol: int, content: bytes) -> bytes:
+    """An IPv4 packet."""
+    size, addresses = 20 + len(content), socket.inet_aton(source) + socket.inet_aton(target)
+    header = struct.pack("!BBHHHBBH", 0x45, 0, size, 0, 0, 64, protocol, 0) + addresses
+    return header[:10] + struct.pack("!H", checksum(header)) + header[12:] + content
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071)."""
+    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def test_the_loopback_is_not_tracked(make_pool: MakePool) -> None:
+    """No limit holds there, and the kernel's table of connections is for everybody."""
+    with slot(make_pool(), "cache") as taken, inside(taken.namespace):
+        assert tracked() == 0
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for port in range(2000, 3000):
+                with contextlib.suppress(ConnectionRefusedError):
+                    sender.sendto(b"x", ("127.0.0.1", port))
+        assert tracked() == 0
+        # It works all the same, under every address of the slot's own, and refuses at once.
+        for address in ("127.0.0.1", str(taken.address)):
+            with (
+                socket.create_server((address, 4000)) as server,
+                socket.create_connection((address, 4000), 1) as client,
+            ):
+                server.accept()[0].sendall(b"hello")
+                assert client.recv(5) == b"hello"
+            assert "refused" in reach(taken.namespace, address, 4001)
+        assert tracked() == 0
+        # Control: what leaves the slot is tracked.
+        assert reach(taken.namespace, lab.CACHE, 3142) == "hello"
+        assert tracked() == 1
+
+
+def tracked() -> int:
+    """Connections that the thread's network namespace keeps track of."""
+    lines = Path("/proc/thread-self/net/stat/nf_conntrack").read_text().splitlines()
+    return int(lines[1].split()[0], 16)
+
+
 def test_the_bandwidth_limit(make_pool: MakePool) -> None:
     limits = StageConstraints(network_bytes_per_second=4_000_000)
     entry = {"to": lab.INTERNET, "protocol": "udp", "ports": [81]}
