@@ -86,6 +86,11 @@ _TABLE: tuple[tuple[str, str, str, str, str], ...] = (
         "a match on an address of that protocol looks at its packets only",
     ),
     (
+        *("(firewall|forward) of .*", "input|output|forward", "swapped|removed", "policy drop;|drop"),
+        "the chain's last rule and its policy drop the same; the rule is there for the moment while the "
+        "table is being replaced",
+    ),
+    (
         *("firewall of .*", "input|output", "without ip6? [sd]addr @resets_v[46]", ".*"),
         "the set holds every address; it is there for the moment while the table is being replaced",
     ),
