@@ -86,7 +86,12 @@ _TABLE: tuple[tuple[str, str, str, str, str], ...] = (
         "a match on an address of that protocol looks at its packets only",
     ),
     (
-        *("(firewall|forward) of .*", "input|output|forward", "swapped|removed", "policy drop;|drop"),
+        *(
+            "(firewall|forward) of .*",
+            "input|output|forward",
+            "swapped|removed",
+            "policy drop;|drop",
+        ),
         "the chain's last rule and its policy drop the same; the rule is there for the moment while the "
         "table is being replaced",
     ),
