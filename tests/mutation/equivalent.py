@@ -82,7 +82,17 @@ _TABLE: tuple[tuple[str, str, str, str, str], ...] = (
         "a match on an address of that protocol looks at its packets only",
     ),
     (
-        *("firewall of .*", "input|output", "without ip6? saddr @resets_v[46]", ".*"),
+        *(
+            "(firewall|forward) of .*",
+            "input|output|forward",
+            "swapped|removed",
+            "policy drop;|drop",
+        ),
+        "the chain's last rule and its policy drop the same; the rule is there for the moment while the "
+        "table is being replaced",
+    ),
+    (
+        *("firewall of .*", "input|output", "without ip6? [sd]addr @resets_v[46]", ".*"),
         "the set holds every address; it is there for the moment while the table is being replaced",
     ),
 )
@@ -94,6 +104,10 @@ _TABLE += (
     (
         *(_FRAMES, "host", r"without ether type \w+", _ALL),
         "a match on an address of that protocol looks at its packets only",
+    ),
+    (
+        *("guard, mode .*", "outgoing|incoming", "without ip [sd]addr @everywhere", _ALL),
+        "the set holds every address; it is there for the moment while the table is being replaced",
     ),
     (*(_FRAMES, "outgoing", "removed", "counter name refused_out drop"), _COUNTED),
     (*(_FRAMES, "egress", "removed|without .*", "ether saddr @slot_macs .* drop"), _COUNTED),
@@ -109,6 +123,11 @@ _TABLE += (
     (
         *(_ROUTED, "denied", "127.0.0.0/8 (removed|narrowed .*)", ""),
         "the host has these addresses itself, so that the chain input refuses them",
+    ),
+    (
+        *(_ROUTED, "prerouting", "removed|verdict swapped", ".* meta nfproto != ipv4 .*"),
+        "what slots send is let through by its IPv4 address only, and to the host nothing is; the rule "
+        "says so once more",
     ),
     (
         *(_ROUTED, "output", 'without oifname "cbj\\*"', ".* icmp type .* accept"),
