@@ -177,7 +177,7 @@ class StageConstraints:
     )
     network_connections_per_second: Count = _limit(
         64,
-        maximum=1024,
+        maximum=256,
         minimum=1,
         enforced_by="nftables limit in the job's network slot, with one second's worth of burst",
         evidence="none: connections are opened later",

@@ -40,8 +40,7 @@ ROLES = Path(__file__).parents[2] / "roles"
 MAC, ADDRESS, PORT = "02:cb:00:d5:00:80", "10.213.0.128", 443
 STREAM_S = 3.0
 PAUSE_S = 0.005
-"""Between two reloads. The kernel tells generations of sets apart by one bit, so that a packet that waits
-for its processor while two reloads pass would see elements that are gone."""
+"""Between two reloads."""
 _SO_RCVBUFFORCE = 33
 STREAM = """
 import contextlib, socket, sys, time

@@ -50,7 +50,7 @@ notes:
   - C(network_connections) in count, default 64, maximum 4096. Connections at one time, and UDP
     exchanges of the last 30 seconds or so. Enforced by connection count in the job's network
     slot.
-  - C(network_connections_per_second) in count, default 64, maximum 1024. New connections. What
+  - C(network_connections_per_second) in count, default 64, maximum 256. New connections. What
     ends stays for minutes in the tables of those it went to. Enforced by nftables limit in the
     job's network slot, with one second's worth of burst.
   - C(cpus) in CPUs, default 1.0, maximum 4.0. CPUs' worth of time per second of wall time.
