@@ -65,7 +65,8 @@ over it: its user namespace owns neither the interface nor the rules.
 - `network_bytes_per_second` is a token bucket of one second: after a pause, one second's worth may pass at
   once. From then on, TCP and UDP in both directions were seen within 3 % of it. What it drops on the way in
   has used the host's uplink, and costs no quota.
-- A connection that is beyond `network_connections`, or that the policy forbids, is refused at once (the
+- `network_connections` refuses and does not end the stage, whose verdict is `limit_exceeded` all the same.
+- A connection that is beyond it, or that the policy forbids, is refused at once (the
   program sees EHOSTUNREACH or EPERM). One that was closed milliseconds ago may still count.
 """
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from cellblock import __version__, client, table
 from cellblock.errors import BAD_INPUT, CellblockError, InvalidJobError
 from cellblock.job import as_request, load_job_data, parse_document, parse_job
+from cellblock.limits import LIMITS
 
 EXIT_OK, EXIT_JOB_NOT_OK, EXIT_BAD_INPUT, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 MAX_PARALLEL_REQUESTS = 64
@@ -172,7 +173,7 @@ def _checked(sources: list[str]) -> list[dict[str, Any]]:
         if source == "-":
             data = parse_document(sys.stdin.read(), "standard input")
             jobs += [
-                (f"job {n}", job)
+                (_called(job, n), job)
                 for n, job in enumerate(data if isinstance(data, list) else [data], 1)
             ]
         else:
@@ -184,12 +185,16 @@ def _checked(sources: list[str]) -> list[dict[str, Any]]:
             parse_job(job)
             client.request({"op": "check", "job": as_request(job)})
         except BAD_INPUT as problem:
-            if len(jobs) == 1 and name == "job 1":
-                raise
             raise type(problem)(
                 f"{name}: {problem.subject}", problem.message, problem.remedy
             ) from None
     return [as_request(job) for _, job in jobs]
+
+
+def _called(job: Any, number: int) -> str:
+    """How errors call a job of standard input: by its own name, if it has one."""
+    name = job.get("name") if isinstance(job, dict) else None
+    return f"job {name}" if isinstance(name, str) else f"job {number}"
 
 
 def _environments(_: argparse.Namespace) -> int:
@@ -213,6 +218,11 @@ def _constraint(text: str) -> tuple[str, Any]:
     name, found, value = text.partition("=")
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    known = [limit for limit in LIMITS if limit.startswith("network_")]
+    if name not in known:
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is no limit of a network; write one of {', '.join(known)}"
+        )
     return name, int(value) if value.isdigit() else value
 
 

@@ -39,7 +39,7 @@ MAX_ARGUMENT_BYTES = 128 * 1024
 """One argument or environment variable; the kernel's MAX_ARG_STRLEN."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
-_HOST_NAME = re.compile(
+HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
     r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?)*",
     re.ASCII,
@@ -379,38 +379,50 @@ def _network_allow(data: object, policy: NetworkPolicy, where: str) -> tuple[Des
 
 def _destination(data: object, where: str) -> Destination:
     fields = _mapping(data, where, required=("to", "protocol", "ports"), optional=())
+    if not isinstance(fields["to"], str):
+        raise InvalidJobError(
+            f"{where}.to",
+            f"is {_show(fields['to'])}, not text",
+            "write one address, network or host name, quoted; several take an entry each",
+        )
     to = _text(fields["to"], f"{where}.to")
     if _is_address(to):
         try:
             network = ip_network(to)
         except ValueError:
             raise InvalidJobError(
-                f"{where}.to", f"is {_show(to)}", "write the network without bits of a host"
+                f"{where}.to",
+                f"is {_show(to)}, no address or network",
+                "write an address, or a network without bits of a host such as 192.0.2.0/24; a port "
+                "belongs in ports",
             ) from None
         if network.version == 6:
             raise InvalidJobError(
                 f"{where}.to", f"is {_show(to)}, and jobs have no IPv6", "write an IPv4 address"
             )
-    elif not _HOST_NAME.fullmatch(to) or to.replace(".", "").isdigit():
+    elif not HOST_NAME.fullmatch(to) or to.replace(".", "").isdigit():
         raise InvalidJobError(
             f"{where}.to",
             f"is {_show(to)}",
-            "write an IPv4 address, a network such as 192.0.2.0/24, or a host name",
+            "write an IPv4 address, a network such as 192.0.2.0/24, or a host name alone; a port "
+            "belongs in ports",
         )
     if fields["protocol"] not in PROTOCOLS:
         raise InvalidJobError(
             f"{where}.protocol", f"is {_show(fields['protocol'])}", "write tcp or udp"
         )
     ports = fields["ports"]
-    if (
-        not isinstance(ports, list)
-        or not 1 <= len(ports) <= MAX_PORTS
-        or not all(isinstance(p, int) and not isinstance(p, bool) for p in ports)
-        or not all(1 <= port <= 65535 for port in ports)
-    ):
+    if not isinstance(ports, list) or not 1 <= len(ports) <= MAX_PORTS:
         raise InvalidJobError(
             f"{where}.ports", f"is {_show(ports)}", f"write a list of 1 to {MAX_PORTS} ports"
         )
+    for index, port in enumerate(ports):
+        if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
+            raise InvalidJobError(
+                f"{where}.ports[{index}]",
+                f"is {_show(port)}",
+                "write a number from 1 to 65535; there are no ranges",
+            )
     return Destination(to, fields["protocol"], tuple(ports))
 
 

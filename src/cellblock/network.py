@@ -23,7 +23,7 @@ from cellblock.errors import (
     UnresolvedNameError,
     UnsupportedNetworkError,
 )
-from cellblock.job import PROTOCOLS, Destination, NetworkPolicy, Stage
+from cellblock.job import HOST_NAME, PROTOCOLS, Destination, NetworkPolicy, Stage
 from cellblock.limits import StageConstraints
 
 ALWAYS_DENIED: tuple[IPv4Network, ...] = tuple(
@@ -95,6 +95,8 @@ class NetworkConfig:
     gateway: IPv4Address
     mac_prefix: str
     resolvers: tuple[IPv4Address, ...]
+    names: Mapping[str, Sequence[IPv4Address]]
+    """In the hosts file of every job with one of the host's own policies."""
     denied: tuple[IPv4Network, ...]
     policies: Mapping[NetworkPolicy, HostPolicy]
     guard_tables: tuple[tuple[str, str], ...]
@@ -162,7 +164,7 @@ class Access:
             policy=stage.network,
             before_denied=policy.allow,
             after_denied=policy.internet,
-            hosts=_hosts_file({}),
+            hosts=_hosts_file(config.names),
             resolv_conf=_resolv_conf(config.resolvers if internet else ()),
         )
 
@@ -179,7 +181,10 @@ class Access:
         try:
             pinned = dict(resolve(names)) if names else {}
         except UnresolvedNameError as problem:
-            raise UnresolvedNameError(where, problem.message, problem.remedy) from None
+            index = [entry.name for entry in wanted].index(problem.subject)
+            raise UnresolvedNameError(
+                f"{where}[{index}].to", problem.message, problem.remedy
+            ) from None
         reaches = []
         for index, entry in enumerate(wanted):
             networks: tuple[IPv4Network, ...]
@@ -407,7 +412,7 @@ class _Config:
 
     _FIELDS = (
         *("mode", "parent", "slots", "addresses", "prefix_length", "gateway", "mac_prefix"),
-        *("resolvers", "denied", "policies", "guard"),
+        *("resolvers", "names", "denied", "policies", "guard"),
     )
 
     def __init__(self, where: str) -> None:
@@ -434,6 +439,7 @@ class _Config:
                 self._address(entry, f".resolvers[{i}]")
                 for i, entry in enumerate(self._list(fields.get("resolvers", []), ".resolvers"))
             ),
+            names=self._names(fields.get("names", {})),
             denied=tuple(
                 network
                 for i, entry in enumerate(self._list(fields.get("denied", []), ".denied"))
@@ -494,6 +500,20 @@ class _Config:
                 ".mac_prefix", value, "choose a locally administered unicast one such as 02:cb:00"
             )
         return value.lower()
+
+    def _names(self, value: object) -> dict[str, tuple[IPv4Address, ...]]:
+        if not isinstance(value, Mapping):
+            raise self._wrong(".names", value, "write addresses by host name")
+        names = {}
+        for name, addresses in value.items():
+            if not isinstance(name, str) or not HOST_NAME.fullmatch(name):
+                raise self._wrong(".names", name, "write host names")
+            where = f".names.{name}"
+            names[name] = tuple(
+                self._address(entry, f"{where}[{i}]")
+                for i, entry in enumerate(self._list(addresses, where, least=1))
+            )
+        return names
 
     def _policies(self, value: object) -> dict[NetworkPolicy, HostPolicy]:
         ours = (NetworkPolicy.CACHE.value, NetworkPolicy.INTERNET.value)

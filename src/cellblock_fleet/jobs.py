@@ -11,6 +11,8 @@ from cellblock_fleet.rules import not_internet, ports_by_protocol
 
 # The first three bytes of a slot's hardware address: locally administered, unicast (IEEE 802).
 MAC_PREFIX = "02:cb:00"
+# By this name jobs call the cache servers (which know it: cache_server_names of the role).
+CACHE_NAME = "cache"
 
 
 def slave_ranges(whole: str, slaves: Sequence[str], slots: int) -> dict[str, str]:
@@ -38,7 +40,7 @@ def slave_ranges(whole: str, slaves: Sequence[str], slots: int) -> dict[str, str
     if size - 1 < slots:
         raise FleetError(
             f"cellblock_job_range {whole} has too few addresses: {len(slaves)} slaves get {size} each,"
-            f" of which {size - 1} are for jobs, and {slots} slots are configured; give a"
+            f" of which {max(size - 1, 0)} are for jobs, and {slots} slots are configured; give a"
             " larger range or fewer slots"
         )
     ranges = network.subnets(prefixlen_diff=bits)
@@ -63,7 +65,8 @@ def job_network(fleet: Fleet, slave: str, slots: int) -> dict[str, Any]:
 
     ``slots`` [{address, mac}]; ``denied`` [CIDR], what no job reaches but for the services that a
     policy names; ``policies`` {name: {allow: [{to, protocol, ports}], internet: [{protocol,
-    ports}]}}; ``resolvers`` [address]. IPv4 alone: jobs have no IPv6.
+    ports}]}}; ``resolvers`` [address]; ``names`` {name: [address]}, what jobs need no resolver for. IPv4 alone:
+    jobs have no IPv6.
     """
     if slave not in fleet.job_networks:
         raise FleetError(f"{slave}: has no range of addresses for jobs; set cellblock_job_range")
@@ -92,7 +95,21 @@ def job_network(fleet: Fleet, slave: str, slots: int) -> dict[str, Any]:
             for name, flows in fleet.job_flows.items()
         },
         "resolvers": fleet.job_resolvers(),
+        "names": {CACHE_NAME: caches} if (caches := _caches(fleet)) else {},
     }
+
+
+def _caches(fleet: Fleet) -> list[str]:
+    """What policies let jobs to in the fleet, besides resolvers."""
+    found = (
+        address
+        for flows in fleet.job_flows.values()
+        for flow in flows
+        for service in flow.services
+        if fleet.services[service].port != 53
+        for address in _addresses(fleet, flow, service)
+    )
+    return list(dict.fromkeys(found))
 
 
 def segment_problem(network: str, slots: int, interface: str, gateway: str) -> str:

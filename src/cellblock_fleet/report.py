@@ -271,6 +271,9 @@ def to_text(report: Report, colour: bool, limit: int | None = None) -> str:
     forged = forged_line(report)
     if forged:
         lines.append(forged)
+    if report.plan.notes:
+        lines += ["Not tried, and no part of the verdict:"]
+        lines += [f"  {printable(note)}" for note in report.plan.notes]
     code = "1;32" if report.is_green else "1;31"
     lines += ["", paint(summary(report), code)]
     differences = report.differences()

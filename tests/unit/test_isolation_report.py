@@ -45,6 +45,8 @@ Rows reach columns, over IPv4, IPv6, IPv6 link-local, in this order.
 ● reached, as declared   · not reached, as declared   L leak: reached, not declared   \
 B broken: declared, not reached   ? unproven
 Forged sources: 12 tried, 0 got in, 0 unproven.
+Not tried, and no part of the verdict:
+  Forged frames of hosts, which their own rules do not see, were not tried; only the switch can stop them.
 
 Isolation is NOT as declared: 84 as declared, 1 leak, 1 broken, 1 unproven.
   c -> b web (tcp 80) over IPv4: reached (connected in 1 ms), but no flow allows it.

@@ -101,6 +101,7 @@ def test_policies_follow_the_flows(fleet: Fleet) -> None:
         "internet": {"allow": [packages, names], "internet": [{"protocol": "tcp", "ports": [80]}]},
     }
     assert network["resolvers"] == ["10.0.0.14"]
+    assert network["names"] == {"cache": ["10.0.0.14"]}
 
 
 def test_the_internet_without_a_resolver_is_refused() -> None:
@@ -117,6 +118,7 @@ def test_the_internet_without_a_resolver_is_refused() -> None:
     parse_fleet(without)
     fleet = parse_fleet({**without, "job_networks": RANGES, "job_flows": {"none": []}})
     assert job_network(fleet, "slave1", 2)["resolvers"] == []
+    assert job_network(fleet, "slave1", 2)["names"] == {}
 
 
 def test_everything_private_and_everything_of_ours_is_denied(fleet: Fleet) -> None:

@@ -99,6 +99,10 @@ def test_denied_has_the_segment_and_what_the_host_adds() -> None:
         ({"mac_prefix": "00:cb:00"}, ".mac_prefix", "locally administered"),
         ({"mac_prefix": "03:cb:00"}, ".mac_prefix", "locally administered"),
         ({"resolvers": []}, ".resolvers", "needs one"),
+        ({"names": ["cache"]}, ".names", "by host name"),
+        ({"names": {"a b": ["10.213.0.14"]}}, ".names", "host names"),
+        ({"names": {"cache": []}}, ".names.cache", "one or more"),
+        ({"names": {"cache": ["::1"]}}, ".names.cache[0]", "IPv4 address"),
         ({"denied": "10.0.0.0/8"}, ".denied", "a list"),
         ({"denied": ["10.0.0.1/8"]}, ".denied[0]", "IPv4 network"),
         ({"policies": {"all": {}}}, ".policies.all", "not a known field"),
@@ -115,6 +119,20 @@ def test_what_is_wrong_in_the_section(changes: Any, field: str, complaint: str) 
     assert caught.value.subject.startswith("engine.json: network")
     assert caught.value.subject.endswith(field)
     assert complaint in str(caught.value)
+
+
+def test_the_hosts_own_policies_have_the_hosts_names() -> None:
+    known = config(names={"cache": ["10.213.0.14", "10.213.0.15"]})
+    for policy in ("cache", "internet"):
+        hosts = Access.of(stage(network=policy), "s", known, "h").hosts
+        assert hosts.endswith("10.213.0.14\tcache\n10.213.0.15\tcache\n")
+    # A list of the job's own reaches nothing of the host's.
+    listed = stage(
+        network="allow", network_allow=[{"to": "198.51.100.9", "protocol": "tcp", "ports": [1]}]
+    )
+    assert "\tcache" not in Access.of(listed, "s", known, "h").hosts.replace(
+        "localhost cellblock", ""
+    )
 
 
 def test_routed_mode_needs_no_segment() -> None:
@@ -250,9 +268,9 @@ def test_allow_lists_that_make_no_sense(fields: Any, complaint: str) -> None:
         ({"to": ""}, "to"),
         ({"protocol": "icmp"}, "protocol"),
         ({"ports": []}, "ports"),
-        ({"ports": [0]}, "ports"),
-        ({"ports": ["443"]}, "ports"),
-        ({"ports": [True]}, "ports"),
+        ({"ports": [0]}, "ports[0]"),
+        ({"ports": ["443"]}, "ports[0]"),
+        ({"ports": [True]}, "ports[0]"),
         ({"ports": 443}, "ports"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import socket
@@ -128,6 +129,19 @@ def test_no_job_is_run_when_one_is_invalid(
     assert printed.err.startswith("cellblock: bad.json: environment: is unknown")
 
 
+def test_a_wrong_job_of_a_list_is_called_by_its_name(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [job("good"), job("bad", environment="none")]
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(jobs)))
+    assert cli.main(["run", "-"]) == cli.EXIT_BAD_INPUT
+    assert capsys.readouterr().err.startswith("cellblock: job bad: environment: is unknown")
+    nameless = {key: value for key, value in jobs[1].items() if key != "name"}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps([jobs[0], nameless])))
+    assert cli.main(["run", "-"]) == cli.EXIT_BAD_INPUT
+    assert capsys.readouterr().err.startswith("cellblock: job 2: environment: is unknown")
+
+
 def test_check_runs_nothing(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", write("crash.json", job("crash"))]) == cli.EXIT_OK
     assert capsys.readouterr().out == ""
@@ -180,7 +194,14 @@ def test_no_service(tmp_path: Path) -> None:
         client.request({"op": "environments"}, tmp_path / "none")
 
 
-@pytest.mark.parametrize("arguments", [[], ["run"], ["fly"], ["run", "--format=xml", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([], ["run"], ["fly"], ["run", "--format=xml", "x"]),
+        ["slot", "--policy=cache", "--constraint=memory_bytes=64MiB", "--", "true"],
+        ["slot", "--policy=cache", "--constraint=netwrk=1", "--", "true"],
+    ],
+)
 def test_bad_usage(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)

@@ -177,6 +177,15 @@ def test_policies_reach_what_they_name(host: Any, attempts: Any) -> None:
     assert refused(stage)
 
 
+def test_packages_come_from_the_cache_by_its_name(run_stage: Callable[..., Record]) -> None:
+    fetch = "import urllib.request as u; print(u.urlopen('http://cache:3142/debian/dists/bookworm/Release').read(7))"
+    for policy in ("cache", "internet"):
+        stage = run_stage("python3", "-c", fetch, environment="python", network=policy)
+        assert stage["stdout"]["text"] == "b'Origin:'\n", stage
+    stage = run_stage("python3", "-c", fetch, environment="python", network="none")
+    assert stage["verdict"] == "nonzero_exit", stage
+
+
 def test_nothing_of_ours_is_reached(attempts: Any, ours: list[tuple[str, int]]) -> None:
     # Control: all of these ports answer.
     for target in ours:
