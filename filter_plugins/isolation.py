@@ -126,11 +126,19 @@ def firewall_differences(result: Any) -> list[str]:
     return sentences
 
 
-def _lines(rules: Any) -> list[str]:
-    """The rules that a host names, each of bounded length; raises TypeError for anything else."""
-    if not isinstance(rules, list) or not all(isinstance(rule, str) for rule in rules):
+def _lines(items: Any) -> list[str]:
+    """What a host names, {object: "chain input", text: the rule}, each of bounded length.
+
+    Raises TypeError for anything else.
+    """
+    if not isinstance(items, list) or not all(
+        isinstance(item, Mapping)
+        and isinstance(item.get("object"), str)
+        and isinstance(item.get("text"), str)
+        for item in items
+    ):
         raise TypeError("no list of rules")
-    return [rule[:LONGEST_LINE] for rule in rules]
+    return [f"{item['object']}: {item['text']}"[:LONGEST_LINE] for item in items]
 
 
 class FilterModule:

@@ -71,6 +71,11 @@ def ran(stdout: str, rc: int = 0, **more: Any) -> dict[str, Any]:
 LOADED = {"state": "loaded", "missing": [], "added": []}
 
 
+def item(text: str) -> dict[str, str]:
+    """As the program names rules (``compare``)."""
+    return {"object": "chain input", "text": text}
+
+
 @pytest.mark.parametrize(
     ("result", "sentences"),
     [
@@ -84,10 +89,15 @@ LOADED = {"state": "loaded", "missing": [], "added": []}
         ({"changed": False, "skipped": True, "skip_reason": "a condition"}, []),
         (ran(json.dumps(LOADED)), []),
         (
-            ran(json.dumps({**LOADED, "added": ["tcp dport 1 accept"], "missing": ["drop"]}), 6),
+            ran(
+                json.dumps(
+                    {**LOADED, "added": [item("tcp dport 1 accept")], "missing": [item("drop")]}
+                ),
+                6,
+            ),
             [
-                "A rule of the firewall is missing: drop",
-                "A rule was added by hand: tcp dport 1 accept",
+                "A rule of the firewall is missing: chain input: drop",
+                "A rule was added by hand: chain input: tcp dport 1 accept",
             ],
         ),
         (
@@ -106,12 +116,12 @@ LOADED = {"state": "loaded", "missing": [], "added": []}
             ["cellblock-firewall status failed: it said nothing"],
         ),
         (
-            ran(json.dumps({**LOADED, "added": [{}]})),
+            ran(json.dumps({**LOADED, "added": ["tcp dport 1 accept"]})),
             ["cellblock-firewall status failed: it said nothing"],
         ),
         (
-            ran(json.dumps({**LOADED, "added": ["x" * 1000] * 1000})),
-            [f"A rule was added by hand: {'x' * 500}"] * 100
+            ran(json.dumps({**LOADED, "added": [item("x" * 1000)] * 1000})),
+            [f"A rule was added by hand: {('chain input: ' + 'x' * 500)[:500]}"] * 100
             + ["900 more differences between its rules are not shown."],
         ),
         ("text", ["cellblock-firewall status failed: what came back is no result of a command"]),
