@@ -330,11 +330,11 @@ import json, socket, sys
 given = json.load(sys.stdin)
 answers = []
 for text in given["requests"]:
+    data = b""
     try:
         with socket.create_connection((given["address"], given["port"]), 5) as s:
             s.settimeout(10)
             s.sendall(text.encode())
-            data = b""
             while len(data) < 100000:
                 part = s.recv(65536)
                 if not part:
@@ -435,6 +435,11 @@ class Lab:
             name: [a["local"] for link in found for a in link["addr_info"]]
             for name, found in links.items()
         }
+        # The cache server has a second leg, for packages.
+        self.fleet_address = {
+            name: str(machine.ansible.get_variables()["ansible_host"])
+            for name, machine in self.machines.items()
+        }
         # The one interface that all hosts share with the slave.
         slave = self.network("slave1")
         segment = IPv4Network(
@@ -465,7 +470,7 @@ class Lab:
         return [link for link in links if link["ifname"] != "lo"]
 
     def v4(self, name: str) -> str:
-        return next(a for a in self.addresses[name] if ":" not in a)
+        return self.fleet_address[name]
 
     def network(self, slave: str) -> dict[str, Any]:
         """The slave's configuration of job networks."""
