@@ -14,12 +14,26 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from cellblock.errors import HostSetupError
 from cellblock.netlink import inside, new_namespace
+from cellblock.nft import Nft
 
 PARENT = "cellblock0"
 SLAVE, CACHE, DATABASE, GATEWAY = "10.213.0.21", "10.213.0.14", "10.213.0.12", "10.213.0.30"
 INTERNET, OTHER_INTERNET, METADATA = "198.51.100.10", "203.0.113.10", "169.254.169.254"
 """Addresses of the gateway."""
+
+
+def obstacle() -> str:
+    """Why there can be none here; empty where there can."""
+    if os.geteuid() != 0:
+        return "only root can make network namespaces"
+    try:
+        os.close(new_namespace())
+        Nft().close()
+    except (OSError, HostSetupError) as problem:
+        return f"no network namespaces here: {problem}"
+    return ""
 
 
 class Segment:

@@ -295,8 +295,8 @@ def closed_rules(config: NetworkConfig, slot: int) -> str:
     ``outgoing`` or ``incoming``; a slot's policy never changes, so what was opened stays allowed.
     The table netdev sees what the other does not: frames of packet sockets, and ARP.
     Errors of a connection are incoming like its packets: they carry what their sender likes. The
-    loopback is not tracked: no limit holds there, and the kernel's hash table of connections is
-    everybody's.
+    loopback is not tracked, nor looked at again on its way in: no limit holds there, and the kernel's
+    hash table of connections is everybody's.
     """
     address = config.address(slot)
     mac = ":".join(f"{byte:02x}" for byte in config.mac(slot))
@@ -338,13 +338,9 @@ table inet cellblock {{
     chain forward {{
         type filter hook forward priority filter; policy drop;
     }}
-    chain untracked_output {{
+    chain untracked {{
         type filter hook output priority raw; policy accept;
         oif "lo" notrack
-    }}
-    chain untracked_input {{
-        type filter hook prerouting priority raw; policy accept;
-        iif "lo" notrack
     }}
 }}
 table netdev cellblock {{

@@ -139,6 +139,18 @@ def parse(data: bytes) -> Seen | None:
     return transport(data[size:], protocol, source, mark)
 
 
+def heard(data: bytes, version: int, protocol: int) -> tuple[Seen | None, int | None]:
+    """What a socket received, and the number that it carries: ``version`` 4 or 6 for a raw socket of
+    that family and ``protocol``, 0 for one that gets frames."""
+    at = data.find(MAGIC)
+    mark = int.from_bytes(data[at + 7 : at + 10], "big") if at >= 0 else None
+    if version == 0:
+        return parse(data[14:]), mark
+    if version == 4:
+        return parse(data), mark
+    return transport(data, protocol, "", mark), mark
+
+
 def transport(body: bytes, protocol: int, source: str, mark: int | None) -> Seen | None:
     if len(body) < 8:
         return None

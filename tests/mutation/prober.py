@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from packets import ACK, ICMP, ICMPV6, MAGIC, SYN_ACK, TCP, UDP, Packet, mac, parse, transport
+from packets import ACK, ICMP, ICMPV6, MAGIC, SYN_ACK, TCP, UDP, Packet, heard, mac
 
 from cellblock.netlink import inside
 
@@ -172,18 +172,10 @@ class Prober:
                 continue
             self._answering.add(number)
             answer = numbered(cell.answer, number)
-            if answer.inner is not None:
-                answer = replace(answer, inner=numbered(answer.inner, number))
             (self._send_in if cell.way == OUT else self._send_out)(answer, number)
         if self._answering:
             self._settle(cells, quiet_s, last=True)
-        found = []
-        for index, cell in enumerate(cells):
-            seen = self._seen[index] & cell.watched
-            if seen != cell.expected:
-                text = f"{cell.name}: {words(seen)}, expected {words(cell.expected)}"
-                found.append(Difference(cell, text))
-        return found
+        return differences(cells, self._seen)
 
     def _settle(self, cells: Sequence[Cell], quiet_s: float, *, last: bool = False) -> None:
         """Until all that is expected has been seen, and for a moment nothing more."""
@@ -222,14 +214,7 @@ class Prober:
         return some
 
     def _note(self, data: bytes, version: int, receiver: socket.socket) -> None:
-        at = data.find(MAGIC)
-        mark = int.from_bytes(data[at + 7 : at + 10], "big") if at >= 0 else None
-        if version == 0:
-            seen = parse(data[14:])
-        elif version == 4:
-            seen = parse(data)
-        else:
-            seen = transport(data, receiver.proto, "", mark)
+        seen, mark = heard(data, version, receiver.proto)
         if seen is None:
             if mark is not None and mark in self._cells:
                 self._seen[self._cells[mark][0]].add("left" if version == 0 else "arrived")
@@ -305,7 +290,9 @@ def back(packet: Packet, flags: int) -> Packet:
 
 
 def numbered(packet: Packet, number: int) -> Packet:
-    """With the number as the port that nobody chose, unless both are chosen."""
+    """With the number as the port that nobody chose, unless both are chosen; within an error, too."""
+    if packet.inner is not None:
+        packet = replace(packet, inner=numbered(packet.inner, number))
     if packet.protocol in (TCP, UDP):
         if packet.sport == 0:
             return replace(packet, sport=number)
@@ -313,6 +300,17 @@ def numbered(packet: Packet, number: int) -> Packet:
             return replace(packet, dport=number)
         return packet
     return replace(packet, sport=number)
+
+
+def differences(cells: Sequence[Any], seen: Sequence[set[str]]) -> list[Difference]:
+    """The cells (of any prober) of which something else was seen than expected."""
+    found = []
+    for cell, words_seen in zip(cells, seen, strict=True):
+        counted = words_seen & cell.watched
+        if counted != cell.expected:
+            text = f"{cell.name}: {words(counted)}, expected {words(cell.expected)}"
+            found.append(Difference(cell, text))
+    return found
 
 
 def words(words: Iterable[str]) -> str:

@@ -14,8 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from packets import ACK, ICMP, ICMPV6, MAGIC, SYN_ACK, TCP, UDP, Packet, mac, parse, transport
-from prober import LATE_S, QUIET_S, Difference, back, forget_connections, numbered, words
+from packets import ACK, ICMP, ICMPV6, MAGIC, SYN_ACK, TCP, UDP, Packet, heard, mac
+from prober import LATE_S, QUIET_S, Difference, back, differences, forget_connections, numbered
 
 from cellblock.netlink import inside
 
@@ -153,8 +153,6 @@ class Vantages:
             packet = cell.packet
             if isinstance(packet, Packet):
                 packet = numbered(packet, number)
-                if packet.inner is not None:
-                    packet = replace(packet, inner=numbered(packet.inner, number))
                 if cell.held:
                     if not cell.by_sender:
                         packet = back(packet, ACK)
@@ -170,18 +168,10 @@ class Vantages:
                 continue
             self._answering.add(number)
             answer = numbered(cell.answer, number)
-            if answer.inner is not None:
-                answer = replace(answer, inner=numbered(answer.inner, number))
             self._send(cell.answer_from, answer, number)
         if self._answering:
             self._settle(cells, quiet_s, last=True)
-        found = []
-        for index, cell in enumerate(cells):
-            seen = self._seen[index] & cell.watched
-            if seen != cell.expected:
-                text = f"{cell.name}: {words(seen)}, expected {words(cell.expected)}"
-                found.append(Difference(cell, text))
-        return found
+        return differences(cells, self._seen)
 
     def _settle(self, cells: Sequence[Passage], quiet_s: float, *, last: bool = False) -> None:
         deadline = time.monotonic() + LATE_S
@@ -209,14 +199,7 @@ class Vantages:
         return some
 
     def _note(self, data: bytes, place: str, version: int, receiver: socket.socket) -> None:
-        at = data.find(MAGIC)
-        mark = int.from_bytes(data[at + 7 : at + 10], "big") if at >= 0 else None
-        if version == 0:
-            seen = parse(data[14:])
-        elif version == 4:
-            seen = parse(data)
-        else:
-            seen = transport(data, receiver.proto, "", mark)
+        seen, mark = heard(data, version, receiver.proto)
         numbers = [n for n in (*(seen.numbers if seen else ()), mark) if n in self._cells]
         if not numbers:
             return

@@ -12,28 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pytest
 import segment as lab
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 
-from cellblock.errors import HostSetupError
 from cellblock.netlink import inside, new_namespace
 from cellblock.nft import Nft
 from cellblock_fleet.model import NOT_INTERNET
 
-
-def _obstacle() -> str:
-    if os.geteuid() != 0:
-        return "only root can make network namespaces"
-    try:
-        os.close(new_namespace())
-        Nft().close()
-    except (OSError, HostSetupError) as problem:
-        return f"no network namespaces here: {problem}"
-    return ""
-
-
-OBSTACLE = _obstacle()
+OBSTACLE = lab.obstacle()
 pytestmark = pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE or "-")
 
 ROLES = Path(__file__).parents[2] / "roles"
@@ -76,15 +64,10 @@ def segment() -> lab.Segment:
 
 
 def rendered(role: str, name: str, **variables: Any) -> str:
-    loader = jinja2.FileSystemLoader(ROLES / role / "templates/etc/cellblock")
-    environment = jinja2.Environment(loader=loader, trim_blocks=True, keep_trailing_newline=True)
-    environment.tests["search"] = lambda text, pattern: bool(re.search(pattern, text))
-    # As Ansible's: lists, not generators.
-    environment.filters["unique"] = lambda values: list(dict.fromkeys(values))
-    environment.filters["map"] = lambda values, name=None, attribute=None: [
-        value[attribute] if attribute else value[0] for value in values
-    ]
-    return environment.get_template(name).render(variables)
+    template = (ROLES / role / "templates/etc/cellblock" / name).read_text()
+    made = Templar(loader=DataLoader(), variables=variables).template(trust_as_template(template))
+    assert isinstance(made, str)
+    return made
 
 
 def guard(segment: lab.Segment) -> str:

@@ -18,24 +18,12 @@ import segment as lab
 from cellblock.errors import HostSetupError
 from cellblock.job import parse_job
 from cellblock.limits import StageConstraints
-from cellblock.netlink import Netlink, inside, new_namespace
+from cellblock.netlink import Netlink, inside
 from cellblock.network import INTERFACE, Access, NetworkConfig
 from cellblock.nft import Nft
 from cellblock.slots import Slot, SlotPool
 
-
-def _obstacle() -> str:
-    if os.geteuid() != 0:
-        return "only root can make network namespaces"
-    try:
-        os.close(new_namespace())
-        Nft().close()
-    except (OSError, HostSetupError) as problem:
-        return f"no network slots here: {problem}"
-    return ""
-
-
-OBSTACLE = _obstacle()
+OBSTACLE = lab.obstacle()
 pytestmark = pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE or "-")
 
 FAST = StageConstraints(network_bytes_per_second=2**30)
