@@ -293,7 +293,9 @@ def closed_rules(config: NetworkConfig, slot: int) -> str:
     All that does not depend on the stage is here, so that :func:`open_rules` has little to add. What
     opens a connection goes through ``allowed`` and ``opening``, every packet of it through
     ``outgoing`` or ``incoming``; a slot's policy never changes, so what was opened stays allowed.
-    The table netdev sees what the other does not: frames of packet sockets, and ARP.
+    The table netdev sees what the other does not: frames of packet sockets, and ARP. The table arp
+    keeps a slot that waits from answering whoever still looks for the last user of its address: the
+    next one would see in its neighbours who that was.
     Errors of a connection are incoming like its packets: they carry what their sender likes. The
     loopback is not tracked, nor looked at again on its way in: no limit holds there, and the kernel's
     hash table of connections is everybody's.
@@ -343,6 +345,11 @@ table inet cellblock {{
         oif "lo" notrack
     }}
 }}
+table arp cellblock {{
+    chain input {{
+        type filter hook input priority filter; policy drop;
+    }}
+}}
 table netdev cellblock {{
     chain egress {{
         type filter hook egress device "{INTERFACE}" priority filter; policy drop;
@@ -377,7 +384,8 @@ def open_rules(access: Access, constraints: StageConstraints) -> str:
         "goto outgoing",
     ]
     # The rule that opens comes last; the kernel takes all of them at once anyway.
-    commands = [f"add quota {table} volume {{ over {constraints.network_bytes} bytes }}"]
+    commands = ["add rule arp cellblock input accept"]
+    commands += [f"add quota {table} volume {{ over {constraints.network_bytes} bytes }}"]
     commands += [f"add rule {table} opening {rule}" for rule in opening]
     commands += [f"add rule {table} outgoing {rule}" for rule in flow]
     commands += [f"add rule {table} incoming {rule}" for rule in flow]

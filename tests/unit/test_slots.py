@@ -131,6 +131,25 @@ def test_a_slot_is_closed_until_it_has_a_policy(make_pool: MakePool) -> None:
     assert not [name for name, to in TARGETS.items() if reach(ready.namespace, *to) == "hello"]
 
 
+def test_a_slot_that_waits_does_not_answer(make_pool: MakePool, segment: lab.Segment) -> None:
+    """A host that still looks for the last user of the address would leave a trace in the next one's."""
+    pool = make_pool(slots=1)
+    waiting = pool._ready[0]
+    address = str(waiting.address)
+
+    def ask() -> str:
+        segment.ip(segment.cache, "neigh flush dev eth0")
+        reach(segment.cache, address, 80, timeout_s=0.2)
+        return segment.ip(segment.cache, f"neigh show {address}")
+
+    assert "lladdr" not in ask()
+    assert traces(waiting.namespace)["neighbours"] == []
+    waiting.open(access(pool, "cache"), FAST)
+    # Control: it is asked, and answers when it may.
+    assert "lladdr" in ask()
+    assert traces(waiting.namespace)["neighbours"]
+
+
 def test_nothing_passes_before_the_policy_is_complete(
     make_pool: MakePool, segment: lab.Segment
 ) -> None:

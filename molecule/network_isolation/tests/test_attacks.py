@@ -1024,11 +1024,13 @@ def test_nothing_of_a_job_is_seen_by_the_next_at_its_address(lab: Lab, slave: st
     assert after["neighbours"] >= 1
     assert (after["opens"], after["unix"]) == (5, 1)
     assert len({one["own"] for one in told}) < len(told), "no address was used twice"
-    nothing = {"sockets": 0, "neighbours": 0, "opens": 0, "unix": 0}
     for one in told:
-        seen = {key: one["before"][key] for key in nothing}
-        assert seen == nothing, one
-        assert one["before"]["sent_packets"] <= 2, "no more than the interface's own announcement"
+        seen = {key: one["before"][key] for key in ("sockets", "opens", "unix")}
+        assert seen == {"sockets": 0, "opens": 0, "unix": 0}, one
+        assert one["before"]["sent_packets"] <= 2, one
+    # A host may look for an address between the slot's opening and the job's first line; hardly twice.
+    asked = [one for one in told if one["before"]["neighbours"]]
+    assert len(asked) <= 1, asked
 
 
 def test_the_slave_is_restarted(lab: Lab, mark: str, control: str) -> None:
