@@ -15,15 +15,17 @@ import ctypes
 import json
 import os
 import platform
+import random
 import socket
 import statistics
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from segment import INTERNET, PARENT, Segment
+from segment import CACHE, INTERNET, PARENT, Segment
 
 from cellblock.engine import Engine
 from cellblock.host import Host
@@ -35,10 +37,12 @@ from cellblock.nft import Nft
 from cellblock.slots import SlotPool
 from cellblock.units import Bytes
 
-START_RUNS = 100
+START_RUNS = 200
 POLICY_RUNS = 60
-THROUGHPUT_RUNS = 40
-THROUGHPUT_S = 0.4
+THROUGHPUT_RUNS = 200
+THROUGHPUT_S = 0.1
+PACKET_RUNS = 100
+PACKETS = 3000
 MANY_SLOTS = 256
 PORT = 443
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 1 << 14, 1 << 18
@@ -62,6 +66,7 @@ def main() -> int:
         policy_switch(segment, directory)
         many_slots(segment, directory)
         throughput(segment, directory)
+        packets(segment, directory)
         if options.nsjail:
             starts(segment, directory, options)
             # The engine's mounts end with this process's mount namespace, and this is its last act.
@@ -77,15 +82,20 @@ def _say_where() -> None:
         f"{os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}, "
         f"Python {platform.python_version()}, load {load}\n"
     )
-    print("| what | p50 | p90 | min | max | runs |\n|---|---|---|---|---|---|")
+    print("| what | p50 | 95 % interval of p50 | p90 | min | max | runs |")
+    print("|---|---|---|---|---|---|---|")
 
 
 def row(what: str, values: Sequence[float], unit: str = "ms") -> None:
     ordered = sorted(values)
     p90 = ordered[min(len(ordered) - 1, len(ordered) * 9 // 10)]
-    figures = (statistics.median(ordered), p90, ordered[0], ordered[-1])
-    cells = " | ".join(f"{value:.2f} {unit}" for value in figures)
-    print(f"| {what} | {cells} | {len(ordered)} |", flush=True)
+    # By resampling: what other runs of this length could have given.
+    draw = random.Random(1)
+    medians = sorted(statistics.median(draw.choices(ordered, k=len(ordered))) for _ in range(1000))
+    figures = (f"{value:.2f} {unit}" for value in (p90, ordered[0], ordered[-1]))
+    interval = f"{medians[25]:.2f} to {medians[975]:.2f} {unit}"
+    middle = f"{statistics.median(ordered):.2f} {unit} | {interval}"
+    print(f"| {what} | {middle} | {' | '.join(figures)} | {len(ordered)} |", flush=True)
 
 
 def pool_of(
@@ -142,10 +152,10 @@ def many_slots(segment: Segment, directory: Path) -> None:
     started = time.monotonic()
     pool.close()
     removed = time.monotonic() - started
-    print(f"| {MANY_SLOTS} slots made | {took:.1f} s | | | | 1 |")
-    print(f"| {MANY_SLOTS} slots removed, one after the other | {removed:.1f} s | | | | 1 |")
-    print(f"| memory of a slot, in the service | {own:.0f} KiB | | | | {MANY_SLOTS} |")
-    print(f"| memory of a slot, with the kernel's | {everything:.0f} KiB | | | | {MANY_SLOTS} |")
+    print(f"| {MANY_SLOTS} slots made | {took:.1f} s | | | | | 1 |")
+    print(f"| {MANY_SLOTS} slots removed, one after the other | {removed:.1f} s | | | | | 1 |")
+    print(f"| memory of a slot, in the service | {own:.0f} KiB | | | | | {MANY_SLOTS} |")
+    print(f"| memory of a slot, with the kernel's | {everything:.0f} KiB | | | | | {MANY_SLOTS} |")
 
 
 def _resident() -> float:
@@ -161,20 +171,26 @@ def _available() -> float:
 
 
 def throughput(segment: Segment, directory: Path) -> None:
-    """TCP from a slot with `internet`, from a slot without rules, and from a bare clone."""
+    """TCP from a slot with `internet`, and from a bare clone: a connection each, in turns."""
+    server = _sink(segment.gateway)
     pool = pool_of(segment, directory, 2)
     pool.wait_until_ready(30)
     limits = StageConstraints(network_bytes=Bytes(2**50), network_bytes_per_second=Bytes(2**34))
-    server = _sink(segment.gateway)
     bare = _bare_clone(segment)
     results: dict[str, list[float]] = {"bare": [], "filtered": []}
     access = access_of(pool.config, "internet")
-    with pool.take(access, limits, lambda: False) as slot:
-        for number in range(THROUGHPUT_RUNS + 1):
-            pairs = [("bare", bare), ("filtered", slot.namespace)]
-            for name, namespace in pairs if number % 2 else reversed(pairs):
-                rate = _send(namespace)
-                if number:  # the first run is a warm-up
+    with (
+        _on_processor(0),
+        pool.take(access, limits, lambda: False) as slot,
+        _connected(bare) as unfiltered,
+        _connected(slot.namespace) as filtered,
+    ):
+        for number in range(THROUGHPUT_RUNS + 5):
+            pairs = [("bare", unfiltered), ("filtered", filtered)]
+            for name, connection in pairs if number % 2 else reversed(pairs):
+                _send(connection, THROUGHPUT_S / 4)  # what the other one left in buffers
+                rate = _send(connection, THROUGHPUT_S)
+                if number >= 5:  # the first are a warm-up
                     results[name].append(rate)
         traffic = slot.traffic()
     os.kill(server, 9)
@@ -186,6 +202,57 @@ def throughput(segment: Segment, directory: Path) -> None:
     ratios = [f / b for f, b in zip(results["filtered"], results["bare"], strict=True)]
     row("ratio of each pair", ratios, "")
     assert traffic.throttled_packets == traffic.over_bytes_packets == 0
+
+
+def packets(segment: Segment, directory: Path) -> None:
+    """What a packet costs that belongs to an open exchange, sent from a slot and from a bare clone."""
+    pool = pool_of(segment, directory, 2)
+    pool.wait_until_ready(30)
+    limits = StageConstraints(network_bytes=Bytes(2**50), network_bytes_per_second=Bytes(2**34))
+    bare = _bare_clone(segment)
+    took: dict[str, list[float]] = {"bare": [], "filtered": []}
+    with inside(segment.cache):
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind((CACHE, 53))
+    data = bytes(1000)
+    access = access_of(pool.config, "internet")
+    with _on_processor(0), pool.take(access, limits, lambda: False) as slot:
+        clients = {}
+        for name, namespace in (("bare", bare), ("filtered", slot.namespace)):
+            with inside(namespace):
+                clients[name] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            clients[name].connect((CACHE, 53))
+            clients[name].send(b"?")
+            server.sendto(b"!", server.recvfrom(1)[1])
+            clients[name].recv(1)
+        for number in range(PACKET_RUNS + 5):
+            order = ["bare", "filtered"]
+            for name in order if number % 2 else reversed(order):
+                send = clients[name].send
+                started = time.perf_counter()
+                for _ in range(PACKETS):
+                    send(data)
+                if number >= 5:
+                    took[name].append((time.perf_counter() - started) / PACKETS * 1e6)
+    for closing in (server, *clients.values()):
+        closing.close()
+    os.close(bare)
+    pool.close()
+    row("packet sent, bare macvlan clone", took["bare"], "µs")
+    row("packet sent, slot with `internet`", took["filtered"], "µs")
+    pairs_of = zip(took["filtered"], took["bare"], strict=True)
+    row("packet sent, difference of each pair", [f - b for f, b in pairs_of], "µs")
+
+
+@contextlib.contextmanager
+def _on_processor(number: int) -> Iterator[None]:
+    """Keeps this thread on one of the processors it may use, so that it does not wander."""
+    all_of_them = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(all_of_them)[number % len(all_of_them)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, all_of_them)
 
 
 def _bare_clone(segment: Segment) -> int:
@@ -214,21 +281,28 @@ def _sink(namespace: int) -> int:
     if child:
         listener.close()
         return child
-    buffer = bytearray(1 << 20)
-    while True:
-        connection, _ = listener.accept()
-        with connection:
-            while connection.recv_into(buffer):
-                pass
+
+    def read(connection: socket.socket) -> None:
+        buffer = bytearray(1 << 20)
+        while connection.recv_into(buffer):
+            pass
+
+    with _on_processor(1):
+        while True:
+            threading.Thread(target=read, args=(listener.accept()[0],), daemon=True).start()
 
 
-def _send(namespace: int) -> float:
-    """Gbit/s of a single connection."""
+def _connected(namespace: int) -> socket.socket:
+    with inside(namespace):
+        return socket.create_connection((INTERNET, PORT), 5)
+
+
+def _send(connection: socket.socket, duration_s: float) -> float:
+    """Gbit/s."""
     data, sent = bytes(1 << 18), 0
-    with inside(namespace), socket.create_connection((INTERNET, PORT), 5) as connection:
-        started = time.perf_counter()
-        while (elapsed := time.perf_counter() - started) < THROUGHPUT_S:
-            sent += connection.send(data)
+    started = time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < duration_s:
+        sent += connection.send(data)
     return sent * 8 / elapsed / 1e9
 
 
