@@ -299,6 +299,9 @@ class _Server:
         signal.alarm(duration_s + 5)
 
     def _leave(self) -> None:
+        # In this order: who sees that the directory is gone finds the ports free.
+        for _, _, sock in self.sockets:
+            sock.close()
         _remove_leftovers(self.state_dir)
 
     def _control(self) -> None:
