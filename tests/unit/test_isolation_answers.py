@@ -81,6 +81,8 @@ def one_more_address(number: int) -> dict[str, Any]:
     return {"address": f"10.0.{number >> 8}.{number & 255}", "prefix_length": 16}
 
 
+ELSEWHERE = [{"address": f"198.18.{n >> 8}.{n & 255}", "prefix_length": 32} for n in range(3000)]
+
 CASES: list[tuple[str, Any, str]] = [
     # where, what is there, what is said of it
     ("listening", "text", "the answer is no mapping"),
@@ -110,6 +112,8 @@ CASES: list[tuple[str, Any, str]] = [
      "interfaces[0].addresses has 5003 entries, at most 4096"),
     (f"{LINK}.addresses", lambda a: a + [one_more_address(n) for n in range(3, 70)],
      "interfaces has 70 addresses on interfaces of the fleet's networks, at most 64"),
+    ("listening.interfaces", lambda i: [{**i[0], "addresses": ELSEWHERE}] * 2,
+     "interfaces has 6000 addresses, at most 4096"),
     ("listening.interfaces", lambda i: i * 30, "interfaces has 90 addresses on interfaces of"),
     ("listening.own_addresses", DROP, "own_addresses is missing"),
     ("listening.own_addresses.0", ["10.0.0.1"], "own_addresses[0] is no address"),

@@ -546,6 +546,17 @@ def test_listeners_and_targets_are_what_the_module_takes(world: World) -> None:
     assert not any(target["protocol"].startswith("spoofed") for target in targets["controller"])
 
 
+def test_only_declared_answers_are_waited_for_longer(world: World) -> None:
+    expected = {
+        f"{name}: {target['id']}": target.get("expected", False)
+        for name, targets in world.full.targets().items()
+        for target in targets
+    }
+    assert expected["a: b/web/ipv4/0"] is True
+    assert expected["a: b/quiet/ipv4/0"] is False
+    assert expected["b: c/web/ipv4/0"] is False
+
+
 def test_frames_are_forged_only_when_asked_for(world: World) -> None:
     assert not any(cell.kind == matrix.SPOOFED_FRAME for cell in world.full.cells)
     framed = World(spoof_frames=True)

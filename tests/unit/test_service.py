@@ -39,6 +39,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.ended = threading.Event()
+        self.held: list[Stage] = []
 
     def check(self, job: Job) -> None:
         if job.environment != "base":
@@ -46,7 +47,7 @@ class FakeEngine:
 
     @contextlib.contextmanager
     def hold_slot(self, stage: Stage, cancelled: Any) -> Iterator[Any]:
-        assert stage.network is NetworkPolicy.CACHE
+        self.held.append(stage)
         with open("/proc/self/ns/net") as namespace:
             yield SimpleNamespace(address="192.0.2.1", namespace=namespace.fileno())
         self.ended.set()
@@ -211,6 +212,7 @@ def test_bad_usage(arguments: list[str]) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="network slots are held for root only")
 def test_a_slot_is_held_as_long_as_its_command_runs(engine: FakeEngine) -> None:
     with client.hold_slot({"network": "cache"}) as (namespace, about):
+        assert engine.held[0].network is NetworkPolicy.CACHE
         assert about == {"address": "192.0.2.1", "interface": "job0"}
         assert os.fstat(namespace).st_ino == os.stat("/proc/self/ns/net").st_ino
         assert not engine.ended.wait(0.1)
@@ -219,6 +221,10 @@ def test_a_slot_is_held_as_long_as_its_command_runs(engine: FakeEngine) -> None:
     assert cli.main(["slot", "--policy", "cache", "--", "sh", "-c", "exit 7"]) == 7
     assert cli.main(["slot", "--policy", "cache", "--", "sh", "-c", "kill -9 $$"]) == 137
     assert cli.main(["slot", "--policy", "cache", "--", "/absent"]) == 127
+    options = ["--policy", "internet", "--constraint", "network_bytes=1MiB"]
+    assert cli.main(["slot", *options, "--", "true"]) == 0
+    assert engine.held[-1].network is NetworkPolicy.INTERNET
+    assert engine.held[-1].constraints.network_bytes == 2**20
 
 
 @pytest.mark.parametrize(
