@@ -87,6 +87,8 @@ def reach(namespace: int, address: str, port: int, *, timeout_s: float = 0.5) ->
         connection.settimeout(timeout_s)
         try:
             connection.connect((address, port))
+            # It was reached; the server is of this process, and slow while the machine is busy.
+            connection.settimeout(10)
             return connection.recv(5).decode()
         except OSError as problem:
             return f"{type(problem).__name__} {problem}"
