@@ -384,8 +384,10 @@ def open_rules(access: Access, constraints: StageConstraints) -> str:
         "goto outgoing",
     ]
     # The rule that opens comes last; the kernel takes all of them at once anyway.
-    commands = ["add rule arp cellblock input accept"]
-    commands += [f"add quota {table} volume {{ over {constraints.network_bytes} bytes }}"]
+    commands = [
+        "add rule arp cellblock input accept",
+        f"add quota {table} volume {{ over {constraints.network_bytes} bytes }}",
+    ]
     commands += [f"add rule {table} opening {rule}" for rule in opening]
     commands += [f"add rule {table} outgoing {rule}" for rule in flow]
     commands += [f"add rule {table} incoming {rule}" for rule in flow]

@@ -108,18 +108,18 @@ QUIET = "SET log_statement = 'none'; SET log_min_error_statement = 'panic';\n"
 
 def statements(found: Found, database: str, owner: str, password: str) -> list[tuple[str, str]]:
     """What is to be done, each as a phrase for people and its SQL."""
-    todo = []
+    steps = []
     login = "LOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB NOREPLICATION NOBYPASSRLS"
     if not found.role:
-        todo.append((f"role {owner} is created", f"CREATE ROLE {owner} {login};"))
+        steps.append((f"role {owner} is created", f"CREATE ROLE {owner} {login};"))
     elif not found.plain_role:
-        todo.append((f"role {owner} may log in and no more", f"ALTER ROLE {owner} {login};"))
+        steps.append((f"role {owner} may log in and no more", f"ALTER ROLE {owner} {login};"))
     if not belongs(found.verifier, password):
         fresh = verifier(password, os.urandom(16))
-        todo.append((f"role {owner} gets its password", f"ALTER ROLE {owner} PASSWORD '{fresh}';"))
+        steps.append((f"role {owner} gets its password", f"ALTER ROLE {owner} PASSWORD '{fresh}';"))
     if not found.database:
         # Not the host's locale, which may be none: then the database could hold ASCII only.
-        todo.append(
+        steps.append(
             (
                 f"database {database} is created",
                 f"CREATE DATABASE {database} OWNER {owner} TEMPLATE template0 ENCODING 'UTF8'"
@@ -127,26 +127,26 @@ def statements(found: Found, database: str, owner: str, password: str) -> list[t
             )
         )
     elif found.owner != owner:
-        todo.append(
+        steps.append(
             (
                 f"database {database} belongs to {owner}",
                 f"ALTER DATABASE {database} OWNER TO {owner};",
             )
         )
     if not found.database or found.public_may_connect:
-        todo.append(
+        steps.append(
             (
                 f"database {database} is closed to other roles",
                 f"REVOKE ALL ON DATABASE {database} FROM PUBLIC;",
             )
         )
-    return todo
+    return steps
 
 
 def removal(found: Found, database: str, owner: str) -> list[tuple[str, str]]:
-    todo = []
+    steps = []
     if found.database:
-        todo.append((f"database {database} is dropped", f"DROP DATABASE {database} WITH (FORCE);"))
+        steps.append((f"database {database} is dropped", f"DROP DATABASE {database} WITH (FORCE);"))
     if found.role:
-        todo.append((f"role {owner} is dropped", f"DROP ROLE {owner};"))
-    return todo
+        steps.append((f"role {owner} is dropped", f"DROP ROLE {owner};"))
+    return steps
