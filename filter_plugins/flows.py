@@ -48,6 +48,27 @@ def _job_ranges(
     return jobs.slave_ranges(str(job_range), slaves, 1)
 
 
+def _job_ipv6_prefixes(
+    prefix: str | Mapping[str, str] | None, slaves: Sequence[str], ranges: Mapping[str, str]
+) -> Mapping[str, str]:
+    """The IPv6 prefix of each slave: as it is written, or the one of all that have a range."""
+    if not prefix:
+        return {}
+    if isinstance(prefix, Mapping):
+        return prefix
+    if not isinstance(prefix, str):
+        raise model.FleetError(
+            f"cellblock_job_ipv6_prefix is {prefix!r}; write one prefix such as 2001:db8:1:2::/64, or"
+            " {slave: prefix}"
+        )
+    if slaves and not ranges:
+        raise model.FleetError(
+            f"cellblock_job_ipv6_prefix is {prefix}, but no slave has a range of IPv4 addresses for"
+            " jobs, which their IPv6 addresses are made from; set cellblock_job_range too"
+        )
+    return dict.fromkeys(ranges, prefix)
+
+
 def fleet_model(
     flows: Sequence[Mapping[str, Any]],
     services: Mapping[str, Any],
@@ -57,10 +78,12 @@ def fleet_model(
     groups: Mapping[str, Sequence[str]],
     hostvars: Mapping[str, Any],
     job_range: str | Mapping[str, str] | None = None,
+    job_ipv6_prefix: str | Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything declared as one plain dictionary, checked: what ``parse_fleet`` takes.
 
-    ``job_range`` is shared out to the slaves, or says which of them has which range. Hosts are those
+    ``job_range`` is shared out to the slaves, or says which of them has which range;
+    ``job_ipv6_prefix`` is the one of all slaves, or says which of them has which. Hosts are those
     that are in some group; one without ``cellblock_addresses`` has those that its ``ansible_host``
     or name resolves to.
     Where something is wrong, the dictionary has but one key: ``problem``, the sentence that says
@@ -78,7 +101,11 @@ def fleet_model(
         "external": external,
     }
     try:
-        data["job_networks"] = _job_ranges(job_range, groups.get(SLAVES, ()))
+        slaves = groups.get(SLAVES, ())
+        data["job_networks"] = _job_ranges(job_range, slaves)
+        data["job_ipv6_prefixes"] = _job_ipv6_prefixes(
+            job_ipv6_prefix, slaves, data["job_networks"]
+        )
         members = {host for hosts in data["groups"].values() for host in hosts}
         data["addresses"] = {
             host: _addresses(host, hostvars[host]) for host in groups["all"] if host in members
@@ -145,9 +172,36 @@ def job_segment_problem(network: Mapping[str, Any], interface: str, gateway: str
     return jobs.segment_problem(network["addresses"], slots, interface, gateway)
 
 
+def job_ipv6_segment_problem(network: Mapping[str, Any], interface: str, gateway: str) -> str:
+    """As ``job_segment_problem``, of the slots' IPv6 addresses: ``interface`` is an IPv6 address of the
+    parent, not link-local, with its length; either may be empty. Empty where slots have no IPv6
+    (``cellblock_fleet.jobs.ipv6_segment_problem``).
+    """
+    if "ipv6_prefix" not in network:
+        return ""
+    try:
+        return jobs.ipv6_segment_problem(
+            network["ipv6_prefix"],
+            network["addresses"],
+            len(network["slots"]),
+            interface or "",
+            gateway or "",
+        )
+    except ValueError as problem:
+        raise AnsibleFilterError(f"cellblock_job_ipv6_segment_problem: {problem}") from None
+
+
+def ipv6_hex(address: str) -> str:
+    """An IPv6 address as a number, as nft takes it where it compares bits of a packet."""
+    try:
+        return f"0x{int(ipaddress.IPv6Address(address)):032x}"
+    except ValueError:
+        raise AnsibleFilterError(f"cellblock_ipv6_hex: {address!r} is no IPv6 address") from None
+
+
 def job_services(network: Mapping[str, Any]) -> list[list[Any]]:
     """[address, protocol, port] of all that some policy of ``network`` (``cellblock_job_network``)
-    opens: what no guard may refuse.
+    opens: what no guard may refuse. IPv4 first; IPv6 only where slots have it.
     """
     found = {
         (ipaddress.ip_address(address), entry["protocol"], port)
@@ -156,17 +210,26 @@ def job_services(network: Mapping[str, Any]) -> list[list[Any]]:
         for address in entry["to"]
         for port in entry["ports"]
     }
-    return [[str(address), protocol, port] for address, protocol, port in sorted(found)]
+    in_order = sorted(found, key=lambda entry: (entry[0].version, *entry))
+    return [[str(address), protocol, port] for address, protocol, port in in_order]
 
 
-def job_denied(network: Mapping[str, Any], interface: str = "") -> list[str]:
-    """What no job reaches but for those services: ``denied`` of ``network``, the jobs' own range, and
-    the segment of ``interface`` (address/length) where jobs are on it.
+def job_denied(network: Mapping[str, Any], interface: str | Sequence[str] = "") -> list[str]:
+    """What no job reaches but for those services: ``denied`` of ``network``, the jobs' own ranges, and
+    the segments of ``interface`` (one address/length, or several) where jobs are on it. IPv4 first, then
+    IPv6, where a guard without IPv6 refuses it all anyway.
     """
-    cidrs = [*network["denied"], network["addresses"]]
-    if interface:
-        cidrs.append(str(ipaddress.ip_interface(interface).network))
-    return [str(n) for n in ipaddress.collapse_addresses(ipaddress.IPv4Network(c) for c in cidrs)]
+    found = [ipaddress.ip_network(cidr) for cidr in (*network["denied"], network["addresses"])]
+    if "ipv6_prefix" in network:
+        found.append(
+            model.job_ipv6_network(
+                ipaddress.IPv6Network(network["ipv6_prefix"]),
+                ipaddress.IPv4Network(network["addresses"]),
+            )
+        )
+    interfaces = [interface] if isinstance(interface, str) else interface
+    found += [ipaddress.ip_interface(own).network for own in interfaces if own]
+    return rules.collapsed(found)
 
 
 def job_probe_mac(data: Mapping[str, Any], slave: str) -> str:
@@ -195,6 +258,8 @@ class FilterModule:
             "cellblock_job_sources": job_sources,
             "cellblock_job_network": job_network,
             "cellblock_job_segment_problem": job_segment_problem,
+            "cellblock_job_ipv6_segment_problem": job_ipv6_segment_problem,
+            "cellblock_ipv6_hex": ipv6_hex,
             "cellblock_job_services": job_services,
             "cellblock_job_denied": job_denied,
             "cellblock_job_probe_mac": job_probe_mac,

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_network,
+)
 from typing import Any
 
-from cellblock_fleet.model import INTERNET, Fleet, FleetError, Flow
+from cellblock_fleet.model import (
+    INTERNET,
+    Fleet,
+    FleetError,
+    Flow,
+    job_ipv6_address,
+    job_ipv6_network,
+)
 from cellblock_fleet.rules import not_internet, ports_by_protocol
 
 # The first three bytes of a slot's hardware address: locally administered, unicast (IEEE 802).
@@ -31,7 +46,8 @@ def slave_ranges(whole: str, slaves: Sequence[str], slots: int) -> dict[str, str
         ) from None
     if not isinstance(network, IPv4Network):
         raise FleetError(
-            f"cellblock_job_range is {whole}: write an IPv4 network; jobs have no IPv6"
+            f"cellblock_job_range is {whole}: write an IPv4 network, and what is IPv6 as"
+            " cellblock_job_ipv6_prefix"
         )
     if not slaves:
         return {}
@@ -55,7 +71,7 @@ def job_sources(fleet: Fleet) -> list[str]:
     """
     slaves = [fleet.hosts[name] for name in fleet.groups.get(fleet.slaves_group, ())]
     return [
-        *(str(network) for network in fleet.job_networks.values()),
+        *(str(network) for network in fleet.networks_of_jobs()),
         *(str(ip_network(address)) for slave in slaves for address in slave.addresses),
     ]
 
@@ -64,9 +80,10 @@ def job_network(fleet: Fleet, slave: str, slots: int) -> dict[str, Any]:
     """What a slave's engine and guards must know about the jobs' network.
 
     ``slots`` [{address, mac}]; ``denied`` [CIDR], what no job reaches but for the services that a
-    policy names; ``policies`` {name: {allow: [{to, protocol, ports}], internet: [{protocol,
-    ports}]}}; ``resolvers`` [address]; ``names`` {name: [address]}, what jobs need no resolver for. IPv4 alone:
-    jobs have no IPv6.
+    policy names, IPv4 and IPv6; ``policies`` {name: {allow: [{to, protocol, ports}], internet:
+    [{protocol, ports}]}}; ``resolvers`` [address], IPv4 alone; ``names`` {name: [address]}, what jobs
+    need no resolver for. Where the slave's jobs have IPv6 there is ``ipv6_prefix`` too, each slot has
+    ``ipv6``, its address, and policies and names have the services' IPv6 addresses besides.
     """
     if slave not in fleet.job_networks:
         raise FleetError(f"{slave}: has no range of addresses for jobs; set cellblock_job_range")
@@ -79,12 +96,22 @@ def job_network(fleet: Fleet, slave: str, slots: int) -> dict[str, Any]:
         )
     first = int(network.network_address)
     addresses = [IPv4Address(first + number) for number in range(slots)]
+    prefix = fleet.job_ipv6_prefixes.get(slave)
+    versions = (4,) if prefix is None else (4, 6)
     return {
-        "slots": [{"address": str(a), "mac": mac_address(a)} for a in addresses],
-        "denied": [cidr for cidr in not_internet(fleet) if ":" not in cidr],
+        "slots": [
+            {
+                "address": str(a),
+                "mac": mac_address(a),
+                **({"ipv6": str(job_ipv6_address(prefix, a))} if prefix else {}),
+            }
+            for a in addresses
+        ],
+        **({"ipv6_prefix": str(prefix)} if prefix else {}),
+        "denied": not_internet(fleet),
         "policies": {
             name: {
-                "allow": [entry for flow in flows for entry in _allowed(fleet, flow)],
+                "allow": [entry for flow in flows for entry in _allowed(fleet, flow, versions)],
                 "internet": [
                     {"protocol": protocol, "ports": ports}
                     for flow in flows
@@ -95,11 +122,11 @@ def job_network(fleet: Fleet, slave: str, slots: int) -> dict[str, Any]:
             for name, flows in fleet.job_flows.items()
         },
         "resolvers": fleet.job_resolvers(),
-        "names": {CACHE_NAME: caches} if (caches := _caches(fleet)) else {},
+        "names": {CACHE_NAME: caches} if (caches := _caches(fleet, versions)) else {},
     }
 
 
-def _caches(fleet: Fleet) -> list[str]:
+def _caches(fleet: Fleet, versions: Sequence[int]) -> list[str]:
     """What policies let jobs to in the fleet, besides resolvers."""
     found = (
         address
@@ -107,7 +134,7 @@ def _caches(fleet: Fleet) -> list[str]:
         for flow in flows
         for service in flow.services
         if fleet.services[service].port != 53
-        for address in _addresses(fleet, flow, service)
+        for address in _addresses(fleet, flow, service, versions)
     )
     return list(dict.fromkeys(found))
 
@@ -143,23 +170,64 @@ def segment_problem(network: str, slots: int, interface: str, gateway: str) -> s
     return ""
 
 
+def ipv6_segment_problem(
+    prefix: str, network: str, slots: int, interface: str, gateway: str
+) -> str:
+    """As ``segment_problem``, of the slots' IPv6 addresses: those with ``prefix`` (CIDR) and the first
+    addresses of ``network`` (IPv4). ``interface`` and ``gateway`` are empty where there is none.
+    """
+    if not interface:
+        return (
+            "jobs are to have IPv6 (cellblock_job_ipv6_prefix), but its parent interface has no IPv6"
+            " address besides link-local ones; give it one, or set macvlan_mode to routed"
+        )
+    if not gateway:
+        return (
+            "jobs are to have IPv6 (cellblock_job_ipv6_prefix), but there is no IPv6 gateway on its"
+            " parent interface; give it an IPv6 default route, or set macvlan_mode to routed"
+        )
+    ours = job_ipv6_network(IPv6Network(prefix), IPv4Network(network))
+    own, way = IPv6Interface(interface), IPv6Address(gateway)
+    if not ours.subnet_of(own.network):
+        return (
+            f"its IPv6 range for jobs {ours} is not within the segment {own.network} of its parent"
+            " interface; choose a cellblock_job_ipv6_prefix there, or set macvlan_mode to routed"
+        )
+    if not way.is_link_local and way not in own.network:
+        return (
+            f"its IPv6 gateway {gateway} is neither link-local nor on the segment {own.network} of the"
+            " parent interface; correct the IPv6 default route"
+        )
+    for address, what in (
+        (own.network.network_address, "the address of every router on the segment"),
+        (way, "the gateway's address"),
+        (own.ip, "the slave's own address"),
+    ):
+        if 0 <= int(address) - int(ours.network_address) < slots:
+            return (
+                f"its IPv6 range for jobs {ours} has {address}, {what}, among the slots' addresses;"
+                " choose a cellblock_job_ipv6_prefix without it"
+            )
+    return ""
+
+
 def mac_address(address: IPv4Address) -> str:
     """The hardware address of the slot with this address: unique wherever the address is."""
     return ":".join([MAC_PREFIX, *(f"{byte:02x}" for byte in address.packed[1:])])
 
 
-def _allowed(fleet: Fleet, flow: Flow) -> list[dict[str, Any]]:
+def _allowed(fleet: Fleet, flow: Flow, versions: Sequence[int]) -> list[dict[str, Any]]:
     if flow.destination == INTERNET:
         return []
     return [
         {"to": addresses, "protocol": service.protocol, "ports": [service.port]}
         for name in flow.services
         for service in [fleet.services[name]]
-        if (addresses := _addresses(fleet, flow, name))
+        if (addresses := _addresses(fleet, flow, name, versions))
     ]
 
 
-def _addresses(fleet: Fleet, flow: Flow, service: str) -> list[str]:
+def _addresses(fleet: Fleet, flow: Flow, service: str, versions: Sequence[int]) -> list[str]:
     if flow.destination == INTERNET:
         return []
     return [
@@ -167,5 +235,5 @@ def _addresses(fleet: Fleet, flow: Flow, service: str) -> list[str]:
         for host in fleet.members(flow.destination)
         if host in fleet.serving(service)
         for address in host.addresses
-        if address.version == 4
+        if address.version in versions
     ]

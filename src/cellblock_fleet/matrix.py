@@ -308,7 +308,8 @@ def _with_sandboxes(made: Plan, listening: Mapping[str, Mapping[str, Any]]) -> P
         if box.kind != SIBLING or box.slave not in listening:
             continue  # what a slave has that said nothing is not known: that is unproven
         network = listening[box.slave].get("job_network")
-        address = _slot_address(network or {})
+        addresses = _slot_addresses(network or {})
+        versions = {address.version for address in addresses}
         if network is None:
             without.add(box.slave)
             what = f"{box.slave} gives jobs no network: nothing was tried from jobs there"
@@ -321,16 +322,23 @@ def _with_sandboxes(made: Plan, listening: Mapping[str, Mapping[str, Any]]) -> P
                     " (playbooks/site.yml), or write cellblock_job_range as {slave: network}"
                     " without it."
                 )
-        elif address is None:
+        elif 4 not in versions:
             gaps.append(
                 f"Whether jobs on {box.slave} can be reached was not tried:"
                 f" {network.get('problem') or 'a slot there has no address'}."
             )
         else:
+            if box.slave in made.fleet.job_ipv6_networks and 6 not in versions:
+                gaps.append(
+                    f"Whether jobs on {box.slave} can be reached over IPv6 was not tried: a slot there"
+                    f" has no IPv6 address, though {made.fleet.job_ipv6_networks[box.slave]} is declared"
+                    " as their range; provision it (playbooks/site.yml), or leave it out of"
+                    " cellblock_job_ipv6_prefix."
+                )
             hosts[box.name] = Host(
                 box.name,
                 (),
-                (address,),
+                addresses,
                 services=_of_siblings(made.fleet),
                 slot_of=box.slave,
             )
@@ -346,13 +354,17 @@ def _with_sandboxes(made: Plan, listening: Mapping[str, Mapping[str, Any]]) -> P
     )
 
 
-def _slot_address(network: Mapping[str, Any]) -> Address | None:
-    """The address of the slot that network_probe holds on a slave."""
+def _slot_addresses(network: Mapping[str, Any]) -> tuple[Address, ...]:
+    """The address of the slot that network_probe holds on a slave, and its IPv6 address if it has one,
+    declared or not.
+    """
+    found: dict[int, Address] = {}
     for interface in network.get("interfaces") or ():
         for own in interface["addresses"]:
-            if (address := ip_address(own["address"])).version == 4:
-                return address
-    return None
+            address = ip_address(own["address"])
+            if address.version == 4 or not address.is_link_local:
+                found.setdefault(address.version, address)
+    return tuple(found[version] for version in sorted(found))
 
 
 def _sandbox_links(
@@ -458,8 +470,9 @@ def _cell(
 def _declared(fleet: Fleet, vantage: str, target: Host, service: Service, path: str) -> Flow | None:
     """The flow that lets a vantage use a service; networks are declared for IPv4 and IPv6 apart."""
     flow = _allowing(fleet, vantage, target.name, service.name)
-    if path == IPV6 and vantage in sandboxes(fleet):
-        return None  # jobs have no IPv6, whatever they are allowed
+    box = sandboxes(fleet).get(vantage) if path == IPV6 else None
+    if box and box.slave not in fleet.job_ipv6_networks:
+        return None  # jobs there have no IPv6, whatever they are allowed
     if flow is not None and vantage == CONTROLLER and flow.source in fleet.networks:
         version = 4 if path == IPV4 else 6
         if all(network.version != version for network in fleet.networks[flow.source]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from itertools import combinations
 from typing import Any
@@ -37,6 +38,12 @@ NOT_INTERNET: tuple[Network, ...] = tuple(
     fec0::/10 ff00::/8
     """.split()
 )
+
+# Of IPv6, what may be a job's address: global unicast and unique local.
+GLOBAL_UNICAST = IPv6Network("2000::/3")
+UNIQUE_LOCAL = IPv6Network("fc00::/7")
+# An IPv6 prefix for jobs is followed by the number of an IPv4 address.
+LONGEST_JOB_PREFIX = 96
 
 # Names that mean something in flows or in the rules derived from them.
 RESERVED = (EVERY_HOST, INTERNET, "any", "not_internet", "jobs", "resets", "ipv6_routers")
@@ -109,9 +116,23 @@ class Fleet:
     # Groups of the inventory (name -> hosts), those without hosts as well.
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # The addresses that each slave gives its jobs.
-    job_networks: Mapping[str, Network] = field(default_factory=dict)
+    job_networks: Mapping[str, IPv4Network] = field(default_factory=dict)
+    # Of slaves whose jobs have IPv6 besides: what their addresses begin with.
+    job_ipv6_prefixes: Mapping[str, IPv6Network] = field(default_factory=dict)
     slaves_group: str = "worker_slaves"
     outside_group: str = "outside"
+
+    @cached_property
+    def job_ipv6_networks(self) -> Mapping[str, IPv6Network]:
+        """The IPv6 addresses that each slave gives its jobs, of those that give any."""
+        return {
+            slave: job_ipv6_network(prefix, self.job_networks[slave])
+            for slave, prefix in self.job_ipv6_prefixes.items()
+        }
+
+    def networks_of_jobs(self) -> tuple[Network, ...]:
+        """All addresses of jobs, IPv4 first."""
+        return (*self.job_networks.values(), *self.job_ipv6_networks.values())
 
     def fleet_hosts(self) -> tuple[Host, ...]:
         """The hosts that are the fleet: neither external nor a stand-in for the outside."""
@@ -145,7 +166,7 @@ class Fleet:
         if any(address in network for network in NOT_INTERNET):
             return False
         ours = any(address in host.addresses for host in self.fleet_hosts())
-        ours = ours or any(address in network for network in self.job_networks.values())
+        ours = ours or any(address in network for network in self.networks_of_jobs())
         return not ours and not any(
             address in network for networks in self.networks.values() for network in networks
         )
@@ -205,14 +226,28 @@ class Fleet:
         return host in self.members(peer)
 
 
+def job_ipv6_address(prefix: IPv6Network, address: IPv4Address) -> IPv6Address:
+    """The IPv6 address of the slot with this IPv4 address: its number behind the prefix, so that two
+    slots never have the same.
+    """
+    return prefix.network_address + int(address)
+
+
+def job_ipv6_network(prefix: IPv6Network, network: IPv4Network) -> IPv6Network:
+    """The IPv6 addresses of the slots with these IPv4 addresses."""
+    first = job_ipv6_address(prefix, network.network_address)
+    return IPv6Network((int(first), LONGEST_JOB_PREFIX + network.prefixlen))
+
+
 def parse_fleet(data: Mapping[str, Any]) -> Fleet:
     """Checks what is declared and returns it as a ``Fleet``.
 
     ``data``: ``groups`` {group: [host]}, ``addresses`` {host: [IPv4 or IPv6 literal]}, ``services``
     {name: {groups, protocol, port, jobs}}, ``networks`` {name: [CIDR]}, ``flows`` [{from, to,
     services, purpose}], ``job_flows`` {policy: [{to, services}]}, ``external`` {name: {addresses,
-    services, owner}}, ``job_networks`` {slave: CIDR}, ``slaves_group``, ``outside_group``. Or
-    only ``problem``: what was found wrong while that was put together.
+    services, owner}}, ``job_networks`` {slave: CIDR}, ``job_ipv6_prefixes`` {slave: CIDR},
+    ``slaves_group``, ``outside_group``. Or only ``problem``: what was found wrong while that was put
+    together.
     """
     if "problem" in data:
         raise FleetError(data["problem"])
@@ -229,6 +264,7 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
     services = _services(data.get("services") or {}, groups)
     hosts = {**_hosts(data["addresses"], groups), **_external(data, services)}
     _refuse_mixed_slaves(groups, slaves)
+    job_networks = _job_networks(data.get("job_networks") or {}, groups.get(slaves, ()))
     fleet = Fleet(
         hosts=hosts,
         services=services,
@@ -249,7 +285,10 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
             ).items()
         },
         groups=groups,
-        job_networks=_job_networks(data.get("job_networks") or {}, groups.get(slaves, ())),
+        job_networks=job_networks,
+        job_ipv6_prefixes=_job_ipv6_prefixes(
+            data.get("job_ipv6_prefixes") or {}, groups.get(slaves, ()), job_networks
+        ),
         slaves_group=slaves,
         outside_group=outside,
     )
@@ -490,19 +529,61 @@ def _job_flow(
     return flow
 
 
-def _job_networks(declared: Mapping[str, Any], slaves: Sequence[str]) -> dict[str, Network]:
-    networks: dict[str, Network] = {}
+def _job_networks(declared: Mapping[str, Any], slaves: Sequence[str]) -> dict[str, IPv4Network]:
+    networks: dict[str, IPv4Network] = {}
     for slave, cidr in declared.items():
         if slave not in slaves:
             raise FleetError(f"{slave}: has a network for jobs but is no slave; take it away")
         try:
-            networks[slave] = ip_network(cidr)
+            network = ip_network(cidr)
         except ValueError as error:
             raise FleetError(
                 f"{slave}: its range for jobs {cidr!r} is no network ({error}); write a CIDR such"
                 " as 192.0.2.128/27"
             ) from None
+        if not isinstance(network, IPv4Network):
+            raise FleetError(
+                f"{slave}: its range for jobs {network} is not IPv4; write a CIDR such as"
+                " 192.0.2.128/27, and what is IPv6 as cellblock_job_ipv6_prefix"
+            )
+        networks[slave] = network
     return networks
+
+
+def _job_ipv6_prefixes(
+    declared: Mapping[str, Any], slaves: Sequence[str], ranges: Mapping[str, IPv4Network]
+) -> dict[str, IPv6Network]:
+    prefixes: dict[str, IPv6Network] = {}
+    for slave, cidr in declared.items():
+        if slave not in slaves:
+            raise FleetError(f"{slave}: has an IPv6 prefix for jobs but is no slave; take it away")
+        if slave not in ranges:
+            raise FleetError(
+                f"{slave}: has an IPv6 prefix for jobs but no range of IPv4 addresses, which they are"
+                " made from; give it one in cellblock_job_range, or no cellblock_job_ipv6_prefix"
+            )
+        where = f"{slave}: its IPv6 prefix for jobs (cellblock_job_ipv6_prefix)"
+        try:
+            prefix = ip_network(cidr)
+        except ValueError as error:
+            raise FleetError(
+                f"{where} {cidr!r} is no network ({error}); write one such as 2001:db8:1:2::/64"
+            ) from None
+        if not isinstance(prefix, IPv6Network):
+            raise FleetError(f"{where} {prefix} is not IPv6; write one such as 2001:db8:1:2::/64")
+        if prefix.prefixlen > LONGEST_JOB_PREFIX:
+            raise FleetError(
+                f"{where} {prefix} leaves no room for the 32 bits of an IPv4 address; write one of at"
+                f" most /{LONGEST_JOB_PREFIX}"
+            )
+        special = any(prefix.overlaps(n) for n in NOT_INTERNET if isinstance(n, IPv6Network))
+        if not prefix.subnet_of(UNIQUE_LOCAL) and (special or not prefix.subnet_of(GLOBAL_UNICAST)):
+            raise FleetError(
+                f"{where} {prefix} is neither global unicast nor unique local; write one of your own"
+                f" within {GLOBAL_UNICAST} or {UNIQUE_LOCAL}"
+            )
+        prefixes[slave] = prefix
+    return prefixes
 
 
 def _refuse_shared_job_networks(fleet: Fleet) -> None:
@@ -516,14 +597,22 @@ def _refuse_shared_job_networks(fleet: Fleet) -> None:
         for name, networks in fleet.networks.items()
         for network in networks
     ]
-    for slave, network in fleet.job_networks.items():
+    ranges: list[tuple[str, Network, str]] = [
+        *((slave, n, "range for jobs") for slave, n in fleet.job_networks.items()),
+        *((slave, n, "IPv6 range for jobs") for slave, n in fleet.job_ipv6_networks.items()),
+    ]
+    for slave, network, kind in ranges:
         for what, other in taken:
             if network.version == other.version and network.overlaps(other):
-                raise FleetError(
-                    f"{slave}: its range for jobs {network} overlaps {what} {other}; choose a range"
-                    " in which no address is used"
+                choose = (
+                    "a range in which no address is used"
+                    if network.version == 4
+                    else "a cellblock_job_ipv6_prefix where none of these is used"
                 )
-        taken.append((f"{slave}'s range for jobs", network))
+                raise FleetError(
+                    f"{slave}: its {kind} {network} overlaps {what} {other}; choose {choose}"
+                )
+        taken.append((f"{slave}'s {kind}", network))
 
 
 def _refuse_internet_without_resolver(fleet: Fleet) -> None:

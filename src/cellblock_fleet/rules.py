@@ -23,7 +23,8 @@ def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
     ``outbound`` [{name, peer, protocol, ports, except}], where ``name`` says which flow it is, the
     peer ``any`` is every address but those of the sets in ``except``, and ports are in ascending
     order, none for icmp; ``controllers`` [address]; of a slave with a range for jobs ``forward``
-    {interfaces, networks}, whose traffic the host may pass on (role macvlan, mode routed).
+    {interfaces, networks}, whose traffic the host may pass on (role macvlan, mode routed), IPv4 and,
+    where jobs have it, IPv6.
     """
     host = fleet.hosts[name]
     inbound: list[dict[str, Any]] = []
@@ -44,9 +45,10 @@ def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
     sets = {peer: _addresses(fleet, peer, host.addresses) for peer in sorted(peers)}
     if any(rule["peer"] == ANY for rule in outbound):
         sets[NOT_THE_INTERNET] = not_internet(fleet)
+    passed_on = [n[name] for n in (fleet.job_networks, fleet.job_ipv6_networks) if name in n]
     forward = (
-        {"interfaces": JOB_INTERFACES, "networks": [str(fleet.job_networks[name])]}
-        if name in fleet.job_networks
+        {"interfaces": JOB_INTERFACES, "networks": [str(network) for network in passed_on]}
+        if passed_on
         else {}
     )
     return {
@@ -62,7 +64,7 @@ def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
 def clients(fleet: Fleet, service: str) -> list[str]:
     """The addresses (CIDR) from which the flows let ``service`` be used: for the service's own list."""
     peers = {flow.source for flow in fleet.flows if service in flow.services}
-    return _collapsed(ip_network(a) for peer in peers for a in _addresses(fleet, peer, ()))
+    return collapsed(ip_network(a) for peer in peers for a in _addresses(fleet, peer, ()))
 
 
 def _rules(fleet: Fleet, flow: Flow, peer: str, services: Iterable[str]) -> list[dict[str, Any]]:
@@ -92,21 +94,21 @@ def ports_by_protocol(fleet: Fleet, services: Iterable[str]) -> list[tuple[str, 
 
 def _addresses(fleet: Fleet, peer: str, own: Iterable[Address]) -> list[str]:
     if peer == JOBS:
-        return _collapsed(fleet.job_networks.values())
+        return collapsed(fleet.networks_of_jobs())
     if peer in fleet.networks:
-        return _collapsed(fleet.networks[peer])
+        return collapsed(fleet.networks[peer])
     members = {address for host in fleet.members(peer) for address in host.addresses}
-    return _collapsed(ip_network(address) for address in members - set(own))
+    return collapsed(ip_network(address) for address in members - set(own))
 
 
 def not_internet(fleet: Fleet) -> list[str]:
     """Every address that is not the internet: special ranges, and what is declared as ours."""
     ours = [ip_network(a) for host in fleet.fleet_hosts() for a in host.addresses]
     declared = [network for networks in fleet.networks.values() for network in networks]
-    return _collapsed([*NOT_INTERNET, *ours, *declared, *fleet.job_networks.values()])
+    return collapsed([*NOT_INTERNET, *ours, *declared, *fleet.networks_of_jobs()])
 
 
-def _collapsed(networks: Iterable[Network]) -> list[str]:
+def collapsed(networks: Iterable[Network]) -> list[str]:
     """The same addresses as few networks, IPv4 first, each family in ascending order."""
     every = list(networks)
     v4 = collapse_addresses(n for n in every if isinstance(n, IPv4Network))

@@ -317,6 +317,119 @@ def test_ranges_for_jobs_refused(ranges: dict[str, str], complaint: str) -> None
     assert complaint in str(caught.value)
 
 
+RANGES = {"slave1": "10.0.0.128/26", "slave2": "10.0.0.192/26"}
+PREFIX = "2001:db8:1:2::/64"
+
+
+def with_ipv6(prefixes: Any, ranges: Any = RANGES, **more: Any) -> dict[str, Any]:
+    return {**declared(**more), "job_networks": ranges, "job_ipv6_prefixes": prefixes}
+
+
+def test_ipv6_addresses_of_jobs_are_made_from_their_ipv4_addresses() -> None:
+    fleet = parse_fleet(with_ipv6({"slave1": PREFIX, "slave2": "fd12::/96"}))
+    assert {slave: str(n) for slave, n in fleet.job_ipv6_networks.items()} == {
+        "slave1": "2001:db8:1:2::a00:80/122",
+        "slave2": "fd12::a00:c0/122",
+    }
+    assert {slave: str(n) for slave, n in fleet.job_networks.items()} == RANGES
+    # Public by their number, and none of them is the internet; their neighbours are.
+    assert not fleet.is_internet(ip_address("2001:db8:1:2::a00:80"))
+    assert fleet.is_internet(ip_address("2001:db8:1:2::a00:7f"))
+    assert fleet.is_internet(ip_address("2001:db8:1:2::a00:c0"))
+
+
+def test_without_a_prefix_no_job_has_ipv6() -> None:
+    fleet = parse_fleet({**declared(), "job_networks": RANGES})
+    assert fleet.job_ipv6_networks == {} == fleet.job_ipv6_prefixes
+    for nothing in ({}, None):
+        assert parse_fleet(with_ipv6(nothing)) == fleet
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "complaint"),
+    [
+        ({"db": PREFIX}, "db: has an IPv6 prefix for jobs but is no slave; take it away"),
+        ({"slave1": "jobs"}, "(cellblock_job_ipv6_prefix) 'jobs' is no network ("),
+        ({"slave1": None}, "(cellblock_job_ipv6_prefix) None is no network ("),
+        ({"slave1": "2001:db8:1:2::1/64"}, "is no network (2001:db8:1:2::1/64 has host bits set)"),
+        ({"slave1": "198.18.0.0/16"}, "198.18.0.0/16 is not IPv6; write one such as 2001:db8:1:2"),
+        ({"slave1": "fd12::/97"}, "fd12::/97 leaves no room for the 32 bits of an IPv4 address"),
+        ({"slave1": "fe80::/64"}, "fe80::/64 is neither global unicast nor unique local"),
+        ({"slave1": "ff02::/64"}, "ff02::/64 is neither"),
+        ({"slave1": "fec0::/64"}, "fec0::/64 is neither"),
+        ({"slave1": "::/64"}, "::/64 is neither"),
+        ({"slave1": "4000::/64"}, "4000::/64 is neither"),
+        # With an IPv4 address inside, not behind.
+        ({"slave1": "64:ff9b::/96"}, "64:ff9b::/96 is neither"),
+        ({"slave1": "2002:a00:1::/64"}, "2002:a00:1::/64 is neither"),
+        ({"slave1": "2000::/3"}, "2000::/3 is neither"),
+    ],
+)
+def test_ipv6_prefixes_for_jobs_refused(prefixes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(FleetError) as caught:
+        parse_fleet(with_ipv6(prefixes))
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_ipv6_prefix_needs_a_range_of_ipv4_addresses() -> None:
+    with pytest.raises(
+        FleetError, match="slave2: has an IPv6 prefix for jobs but no range of IPv4"
+    ):
+        parse_fleet(with_ipv6({"slave2": PREFIX}, {"slave1": RANGES["slave1"]}))
+    with pytest.raises(FleetError, match="slave1: its range for jobs fd00:1::/64 is not IPv4"):
+        parse_fleet(with_ipv6({}, {"slave1": "fd00:1::/64"}))
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (
+            {"addresses__db": ["10.0.0.12", "2001:db8:1:2::a00:90"]},
+            "slave1: its IPv6 range for jobs 2001:db8:1:2::a00:80/122 overlaps db's address"
+            " 2001:db8:1:2::a00:90/128; choose a cellblock_job_ipv6_prefix where none of these is used",
+        ),
+        (
+            {"networks__clients": ["2001:db8:1::/48"]},
+            "overlaps cellblock_networks.clients 2001:db8:1::/48; choose",
+        ),
+        (
+            {"external__metadata__addresses": ["2001:db8:1:2::a00:c1"]},
+            "slave2: its IPv6 range for jobs 2001:db8:1:2::a00:c0/122 overlaps metadata's address",
+        ),
+        # Control.
+        ({"addresses__db": ["10.0.0.12", "2001:db8:1:2::a00:7f"]}, ""),
+    ],
+)
+def test_ipv6_ranges_for_jobs_that_overlap(more: dict[str, Any], complaint: str) -> None:
+    data = with_ipv6({"slave1": PREFIX, "slave2": PREFIX}, **more)
+    if not complaint:
+        parse_fleet(data)
+        return
+    with pytest.raises(FleetError) as caught:
+        parse_fleet(data)
+    assert complaint in str(caught.value)
+
+
+def test_rules_where_jobs_have_ipv6() -> None:
+    fleet = parse_fleet(with_ipv6({"slave2": PREFIX}))
+    before = parse_fleet({**declared(), "job_networks": RANGES})
+    assert host_rules(fleet, "cache")["sets"]["jobs"] == [
+        "10.0.0.128/25",
+        "2001:db8:1:2::a00:c0/122",
+    ]
+    assert host_rules(fleet, "slave2")["forward"] == {
+        "interfaces": "cbj*",
+        "networks": ["10.0.0.192/26", "2001:db8:1:2::a00:c0/122"],
+    }
+    # Another slave's are no reason to pass IPv6 on.
+    assert host_rules(fleet, "slave1") == host_rules(before, "slave1")
+    special = host_rules(fleet, "master")["sets"]["not_internet"]
+    assert set(special) - set(host_rules(before, "master")["sets"]["not_internet"]) == {
+        "2001:db8:1:2::a00:c0/122"
+    }
+
+
 def test_clients_of_a_service(fleet: Fleet) -> None:
     assert clients(fleet, "postgresql") == ["10.0.0.15/32", "fd00::15/128"]
     assert clients(fleet, "ssh") == ["10.0.0.1/32", "fd00::1/128"]

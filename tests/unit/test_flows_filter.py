@@ -88,3 +88,43 @@ def test_a_range_for_jobs_is_shared_out_or_given_to_each() -> None:
     }
     for nothing in (None, "", {}):
         assert model_of(hostvars, job_range=nothing)["job_networks"] == {}
+
+
+def test_an_ipv6_prefix_for_jobs_is_that_of_all_who_have_a_range_or_given_to_each() -> None:
+    hostvars = {
+        name: {"ansible_host": f"10.0.0.{number}"} for number, name in enumerate("ab", start=1)
+    }
+    prefix = "2001:db8:1:2::/64"
+
+    def prefixes(value: Any, job_range: Any = "10.0.1.0/24") -> Any:
+        return model_of(hostvars, job_range=job_range, job_ipv6_prefix=value)["job_ipv6_prefixes"]
+
+    assert prefixes(prefix) == {"a": prefix, "b": prefix}
+    assert prefixes(prefix, {"b": "10.0.2.0/24"}) == {"b": prefix}
+    assert prefixes({"a": prefix}) == {"a": prefix}
+    for nothing in (None, "", {}):
+        assert prefixes(nothing) == {}
+    assert model_of(hostvars, job_range="10.0.1.0/24")["job_ipv6_prefixes"] == {}
+    # As for ranges: a fleet without slaves has nothing to share out.
+    without = flows.fleet_model(
+        *([], {}, {}, {}, {}, {"all": ["a"], "databases": ["a"]}, hostvars),
+        job_range="10.0.1.0/24",
+        job_ipv6_prefix=prefix,
+    )
+    assert without["job_ipv6_prefixes"] == {}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "job_range", "says"),
+    [
+        ("2001:db8:1:2::/64", None, "is 2001:db8:1:2::/64, but no slave has a range of IPv4"),
+        (["2001:db8:1:2::/64"], "10.0.1.0/24", "is ['2001:db8:1:2::/64']; write one prefix such"),
+        ("2001:db8:1:2::1", "10.0.1.0/24", "2001:db8:1:2::1/128 leaves no room"),
+        ({"c": "2001:db8:1:2::/64"}, "10.0.1.0/24", "c: has an IPv6 prefix for jobs but is no"),
+    ],
+)
+def test_ipv6_prefixes_for_jobs_refused(prefix: Any, job_range: Any, says: str) -> None:
+    hostvars = {"a": {"ansible_host": "10.0.0.1"}}
+    data = model_of(hostvars, job_range=job_range, job_ipv6_prefix=prefix)
+    assert list(data) == ["problem"]
+    assert says in data["problem"]

@@ -179,6 +179,125 @@ def test_a_fleet_that_is_as_declared() -> None:
     }
 
 
+def ranges_for_jobs(**prefixes: str) -> dict[str, Any]:
+    """What a fleet declares whose jobs have addresses, IPv6 as well on slaves with a prefix."""
+    # With a range for jobs, the policy `internet` must name a resolver.
+    dns = {"groups": ["caches"], "protocol": "tcp", "port": 53, "jobs": True}
+    flows = declared()["job_flows"]
+    return {
+        "job_networks": {"s": "10.0.0.128/26", "t": "10.0.0.192/26"},
+        "job_ipv6_prefixes": prefixes,
+        "services": {**declared()["services"], "dns": dns},
+        "external": {"far": {"addresses": ["203.0.113.1", "2001:db8:113::1"], "services": ["web"]}},
+        "job_flows": {
+            **flows,
+            "internet": [*flows["internet"], {"to": "caches", "services": ["dns"]}],
+        },
+    }
+
+
+IPV6_OF_S = "fd00::a00:80"
+
+
+def slot_with(*addresses: str) -> Callable[[str], Any]:
+    """The slot that s holds has these addresses too."""
+
+    def network(slave: str) -> dict[str, Any]:
+        listeners = matrix.plan(parse_fleet(declared())).siblings()[slave]["listeners"]
+        more = addresses if slave == "s" else ()
+        return {
+            **heard(listeners, f"in {slave}"),
+            "interfaces": [
+                interface("job0", NUMBERS[slave] + 100, f"{SLOTS[slave]}/24", *more),
+            ],
+        }
+
+    return network
+
+
+def reached_over_ipv6(judged: matrix.Report) -> set[tuple[str, str, str]]:
+    return {
+        (f.cell.vantage, f.cell.target, f.cell.service.name)
+        for f in judged.findings
+        if f.is_reached and f.cell.path == matrix.IPV6 and "/" in f.cell.vantage
+    }
+
+
+def test_where_a_slave_has_ipv6_for_jobs_they_reach_what_their_policy_allows() -> None:
+    world = World(slot_with(f"{IPV6_OF_S}/64"), **ranges_for_jobs(s="fd00::/64"))
+    judged = world.judge()
+    assert judged.differences() == []
+    assert judged.is_green
+    # Written down by hand; t has none.
+    assert reached_over_ipv6(judged) == {
+        ("s/cache", "c", "cache"),
+        ("s/internet", "c", "cache"),
+        ("s/internet", "c", "dns"),
+        ("s/internet", "far", "web"),
+        ("s/slot", "c", "cache"),
+        ("s/slot", "c", "dns"),
+        ("s/slot", "far", "web"),
+    }
+    assert not any(f.is_reached for f in judged.findings if f.cell.path == matrix.LINK_LOCAL)
+    # Without the setting, with slots that are the same: nothing.
+    without = World(slot_with(f"{IPV6_OF_S}/64"), **ranges_for_jobs()).judge()
+    assert reached_over_ipv6(without) == set()
+    assert without.is_green
+
+
+@pytest.mark.parametrize(
+    ("change", "vantage", "ident", "verdict"),
+    [
+        (lambda w: None, "s/cache", "c/cache/ipv6/0", "as_declared"),
+        ("filtered", "s/cache", "c/cache/ipv6/0", "broken"),
+        ("open", "s/cache", "c/dns/ipv6/0", "leak"),
+        ("open", "s/none", "c/cache/ipv6/0", "leak"),
+        ("open", "s/internet", "c/ping/ipv6/0", "leak"),
+        ("open", "s/internet", "s/quiet/ipv6/0", "leak"),
+        ("open", "s/internet", "c/ping/link_local/0", "leak"),
+        ("open", "t/cache", "c/cache/ipv6/0", "leak"),
+        ("open", "s/slot", "s/sibling/quiet/ipv6/0", "leak"),
+        ("open", "c", "s/sibling/quiet/ipv6/0", "leak"),
+        (lambda w: None, "t/slot", "s/sibling/quiet/ipv6/0", "as_declared"),
+    ],
+)
+def test_verdict_over_ipv6(change: Any, vantage: str, ident: str, verdict: str) -> None:
+    world = World(slot_with(f"{IPV6_OF_S}/64"), **ranges_for_jobs(s="fd00::/64"))
+    (changed(vantage, ident, change) if isinstance(change, str) else change)(world)
+    assert world.finding(vantage, ident).verdict == verdict
+
+
+def test_another_job_is_tried_at_its_ipv6_address_and_at_no_link_local_one() -> None:
+    world = World(slot_with("fe80::80/64", f"{IPV6_OF_S}/64"), **ranges_for_jobs(s="fd00::/64"))
+    assert [str(a) for a in world.full.fleet.hosts["s/sibling"].addresses] == [
+        SLOTS["s"],
+        IPV6_OF_S,
+    ]
+    cells = [c for c in world.full.cells if c.target == "s/sibling"]
+    assert {c.path for c in cells} == {matrix.IPV4, matrix.IPV6}
+    assert {c.vantage for c in cells if c.path == matrix.IPV6} == {
+        *("controller", "c", "s", "t", "s/sibling"),
+        *(f"{slave}/{what}" for slave in "st" for what in SANDBOXES),
+    }
+    assert not any(c.flow for c in cells)
+    assert {c.path for c in world.full.cells if c.target == "t/sibling"} == {matrix.IPV4}
+    # From a slot without an IPv6 address that is declared, too.
+    undeclared = World(slot_with(f"{IPV6_OF_S}/64"))
+    assert any(c.target == "s/sibling" and c.path == matrix.IPV6 for c in undeclared.full.cells)
+
+
+def test_a_slot_without_the_ipv6_address_that_is_declared_is_a_gap() -> None:
+    world = World(slot_with(), **ranges_for_jobs(s="fd00::/64"))
+    assert world.full.gaps == (
+        "Whether jobs on s can be reached over IPv6 was not tried: a slot there has no IPv6 address,"
+        " though fd00::a00:80/122 is declared as their range; provision it (playbooks/site.yml), or"
+        " leave it out of cellblock_job_ipv6_prefix.",
+    )
+    # It is tried over IPv4 all the same.
+    assert any(c.target == "s/sibling" for c in world.full.cells)
+    assert not world.judge().is_green
+
+
 def test_every_vantage_tries_every_job_and_no_flow_leads_there() -> None:
     cells = [c for c in World().full.cells if c.target == "s/sibling"]
     assert {c.vantage for c in cells if c.kind == matrix.SERVICE} == {
@@ -330,17 +449,7 @@ def test_a_slave_without_job_networks_gives_no_vantages_but_a_note() -> None:
 
 def test_a_slave_that_hides_its_job_network_is_a_gap() -> None:
     """One that has a range for jobs must show what they reach; it is only a captured one's word."""
-    # With a range for jobs, the policy `internet` must name a resolver.
-    dns = {"groups": ["caches"], "protocol": "tcp", "port": 53, "jobs": True}
-    flows = declared()["job_flows"]
-    ranged = {
-        "job_networks": {"t": "10.0.0.192/26"},
-        "services": {**declared()["services"], "dns": dns},
-        "job_flows": {
-            **flows,
-            "internet": [*flows["internet"], {"to": "caches", "services": ["dns"]}],
-        },
-    }
+    ranged = {**ranges_for_jobs(), "job_networks": {"t": "10.0.0.192/26"}}
     world = World(lambda slave: None, **ranged)
     assert world.full.gaps == (
         "t gives jobs no network: nothing was tried from jobs there, though 10.0.0.192/26 is declared"

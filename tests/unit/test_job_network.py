@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleFilterError
 
 import flows
-from cellblock_fleet.jobs import job_network, mac_address, segment_problem, slave_ranges
+from cellblock_fleet.jobs import (
+    ipv6_segment_problem,
+    job_network,
+    mac_address,
+    segment_problem,
+    slave_ranges,
+)
 from cellblock_fleet.model import Fleet, FleetError, parse_fleet
 
 RANGES = {"slave1": "10.0.0.128/26", "slave2": "10.0.0.192/26"}
@@ -162,6 +169,141 @@ def test_ranges_on_their_segment(
     assert bool(problem) == bool(complaint)
 
 
+@pytest.mark.parametrize(
+    ("interface", "gateway", "complaint"),
+    [
+        ("2001:db8:1:2::21/64", "fe80::1", ""),
+        ("2001:db8:1:2::21/64", "2001:db8:1:2::1", ""),
+        ("2001:db8:1:2::21/48", "fe80::1%eth0", ""),
+        ("", "fe80::1", "its parent interface has no IPv6 address besides link-local ones"),
+        ("2001:db8:1:2::21/64", "", "there is no IPv6 gateway on its parent interface"),
+        ("fd00::21/64", "fe80::1", "2001:db8:1:2::a00:80/122 is not within the segment fd00::/64"),
+        (
+            "2001:db8:1:2::a00:81/128",
+            "fe80::1",
+            "not within the segment 2001:db8:1:2::a00:81/128 of its parent interface",
+        ),
+        (
+            "2001:db8:1:2::21/64",
+            "2001:db8:1:3::1",
+            "gateway 2001:db8:1:3::1 is neither link-local nor on the segment 2001:db8:1:2::/64",
+        ),
+        (
+            "2001:db8:1:2::21/64",
+            "2001:db8:1:2::a00:83",
+            "has 2001:db8:1:2::a00:83, the gateway's address, among the slots' addresses",
+        ),
+        ("2001:db8:1:2::21/64", "2001:db8:1:2::a00:84", ""),
+        ("2001:db8:1:2::a00:80/64", "fe80::1", "2001:db8:1:2::a00:80, the slave's own address"),
+        ("2001:db8:1:2::a00:bf/122", "fe80::1", "the address of every router on the segment"),
+    ],
+)
+def test_ipv6_ranges_on_their_segment(interface: str, gateway: str, complaint: str) -> None:
+    problem = ipv6_segment_problem("2001:db8:1:2::/64", "10.0.0.128/26", 4, interface, gateway)
+    assert complaint in problem
+    assert bool(problem) == bool(complaint)
+    data = {**DECLARED, "job_networks": RANGES}
+    without = flows.job_network(data, "slave1", 4)
+    assert flows.job_ipv6_segment_problem(without, interface, gateway) == ""
+    data["job_ipv6_prefixes"] = {"slave1": "2001:db8:1:2::/64"}
+    network = flows.job_network(data, "slave1", 4)
+    assert flows.job_ipv6_segment_problem(network, interface, gateway) == problem
+
+
+def test_a_gateway_that_is_no_address_is_refused() -> None:
+    data = {**DECLARED, "job_networks": RANGES, "job_ipv6_prefixes": {"slave1": "fd12::/64"}}
+    with pytest.raises(AnsibleFilterError, match="ipv6_segment_problem: .*'router'"):
+        flows.job_ipv6_segment_problem(
+            flows.job_network(data, "slave1", 4), "fd12::21/64", "router"
+        )
+
+
+@pytest.mark.parametrize(
+    ("address", "number"),
+    [
+        ("::", "0x00000000000000000000000000000000"),
+        ("fe80::1", "0xfe800000000000000000000000000001"),
+        ("2001:db8:1:2::a42:3", "0x20010db800010002000000000a420003"),
+    ],
+)
+def test_ipv6_hex(address: str, number: str) -> None:
+    assert flows.ipv6_hex(address) == number
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "fd00::/64", "cache", ""])
+def test_ipv6_hex_of_what_is_none(address: str) -> None:
+    with pytest.raises(AnsibleFilterError, match="is no IPv6 address"):
+        flows.ipv6_hex(address)
+
+
+PREFIXES = {"slave1": "2001:db8:1:2::/64"}
+IPV6 = {**DECLARED, "job_networks": RANGES, "job_ipv6_prefixes": PREFIXES}
+
+
+def test_slots_with_ipv6() -> None:
+    network = job_network(parse_fleet(IPV6), "slave1", 62)
+    assert network["ipv6_prefix"] == "2001:db8:1:2::/64"
+    assert network["slots"][0] == {
+        "address": "10.0.0.128",
+        "mac": "02:cb:00:00:00:80",
+        "ipv6": "2001:db8:1:2::a00:80",
+    }
+    assert network["slots"][61]["ipv6"] == "2001:db8:1:2::a00:bd"
+    packages = {"to": ["10.0.0.14", "fd00::14"], "protocol": "tcp", "ports": [3142]}
+    names = {"to": ["10.0.0.14", "fd00::14"], "protocol": "udp", "ports": [53]}
+    assert network["policies"] == {
+        "none": {"allow": [], "internet": []},
+        "internet": {"allow": [packages, names], "internet": [{"protocol": "tcp", "ports": [80]}]},
+    }
+    assert network["resolvers"] == ["10.0.0.14"]
+    assert network["names"] == {"cache": ["10.0.0.14", "fd00::14"]}
+
+
+def test_ipv6_of_one_slave_is_none_of_another() -> None:
+    """Only that jobs do not reach each other is known everywhere."""
+    with_, without = parse_fleet(IPV6), parse_fleet({**DECLARED, "job_networks": RANGES})
+    other = job_network(with_, "slave2", 4)
+    before = job_network(without, "slave2", 4)
+    assert set(other.pop("denied")) - set(before.pop("denied")) == {"2001:db8:1:2::a00:80/122"}
+    assert other == before
+    assert "ipv6_prefix" not in before
+    assert all(set(slot) == {"address", "mac"} for slot in before["slots"])
+
+
+@pytest.mark.parametrize("is_with_ipv6", [False, True])
+def test_all_special_and_all_of_ours_is_denied_in_both_families(is_with_ipv6: bool) -> None:
+    fleet = parse_fleet(IPV6 if is_with_ipv6 else {**DECLARED, "job_networks": RANGES})
+    denied = job_network(fleet, "slave1", 4)["denied"]
+    versions = [ip_network(cidr).version for cidr in denied]
+    assert versions == sorted(versions)
+    networks = [ip_network(cidr) for cidr in denied]
+    for address in "10.0.0.14 fd00::14 fe80::1 ff02::1 ::1 ::ffff:10.0.0.14 2002:a00:e::".split():
+        assert any(ip_address(address) in network for network in networks), address
+    job = ip_address("2001:db8:1:2::a00:81")
+    assert any(job in network for network in networks) is is_with_ipv6
+    assert not any(ip_address("2001:db8:113::10") in network for network in networks)
+
+
+def test_what_a_guard_must_let_through_and_stop_of_ipv6() -> None:
+    network = flows.job_network(IPV6, "slave1", 4)
+    assert flows.job_services(network) == [
+        ["10.0.0.14", "tcp", 3142],
+        ["10.0.0.14", "udp", 53],
+        ["fd00::14", "tcp", 3142],
+        ["fd00::14", "udp", 53],
+    ]
+    bare = {**network, "denied": ["fd00::/8"]}
+    assert flows.job_denied(bare) == [RANGES["slave1"], "2001:db8:1:2::a00:80/122", "fd00::/8"]
+    # The segment of the parent, in each family, has them within.
+    own = ["10.0.0.21/24", "2001:db8:1:2::21/64"]
+    assert flows.job_denied(bare, own) == ["10.0.0.0/24", "2001:db8:1:2::/64", "fd00::/8"]
+    assert flows.job_denied(bare, own[1]) == [RANGES["slave1"], "2001:db8:1:2::/64", "fd00::/8"]
+    assert flows.job_denied(bare, ["", own[0]])[0] == "10.0.0.0/24"
+    without = flows.job_network({**IPV6, "job_ipv6_prefixes": {}}, "slave1", 4)
+    assert [entry[0] for entry in flows.job_services(without)] == ["10.0.0.14"] * 2
+    assert "2001:db8:1:2::a00:80/122" not in flows.job_denied(without)
+
+
 V6 = {**DECLARED["addresses"], "slave2": ["10.0.0.22", "fd00::22"]}  # type: ignore[dict-item]
 
 
@@ -169,6 +311,10 @@ V6 = {**DECLARED["addresses"], "slave2": ["10.0.0.22", "fd00::22"]}  # type: ign
     ("more", "sources"),
     [
         ({"job_networks": RANGES}, [*RANGES.values(), "10.0.0.21/32", "10.0.0.22/32"]),
+        (
+            {"job_networks": RANGES, "job_ipv6_prefixes": {"slave1": "2001:db8:1:2::/64"}},
+            [*RANGES.values(), "2001:db8:1:2::a00:80/122", "10.0.0.21/32", "10.0.0.22/32"],
+        ),
         # Slaves are no more trusted where jobs have no network.
         ({}, ["10.0.0.21/32", "10.0.0.22/32"]),
         # Neighbouring addresses stay single ones, and both families are there.

@@ -246,7 +246,8 @@ sandboxes:
   type: dict
 job_network:
   description: Null where jobs have no network; else C(handle), C(listeners) and C(interfaces) of the
-    O(sibling), or the C(problem) that there is none.
+    O(sibling), with its slot's IPv4 address and, where jobs have IPv6, that address too; or the
+    C(problem) that there is none.
   returned: O(state=listening)
   type: dict
 interfaces:
