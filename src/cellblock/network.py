@@ -449,7 +449,7 @@ def _closed_rules_ipv6(config: NetworkConfig, slot: int) -> _IPv6Lines:
     denied = ", ".join(map(str, config.all_denied_ipv6()))
     return _IPv6Lines(
         sets=f"""
-    set denied_ipv6 {{
+    set denied_v6 {{
         type ipv6_addr
         flags interval
         elements = {{ {denied} }}
@@ -510,7 +510,7 @@ def open_rules(config: NetworkConfig, access: Access, constraints: StageConstrai
     allowed = [rule for reach in access.before_denied for rule in _matches(reach)]
     if access.after_denied:
         allowed.append("ip daddr @denied return")
-        allowed += [] if config.ipv6 is None else ["ip6 daddr @denied_ipv6 return"]
+        allowed += [] if config.ipv6 is None else ["ip6 daddr @denied_v6 return"]
     allowed += [rule for reach in access.after_denied for rule in _matches(reach)]
     commands += [f"add rule {table} allowed {rule}" for rule in allowed]
     return "\n".join(commands)

@@ -356,17 +356,18 @@ def _dhcp(own: Mapping[int, str]) -> Iterator[Cell]:
 
 
 def slot_cells(
-    fleet: Fleet, slot: str, gateway_mac: str, text: str, policy: str, listed: str = ""
+    fleet: Fleet, slot: str, slot_ipv6: str, text: str, policy: str, listed: str = ""
 ) -> list[Cell]:
-    """For a slot's own filter. ``listed``: the one address that policy ``allow`` names, for 8080."""
+    """For a slot's own filter. ``listed``: the one address that policy ``allow`` names, for 8080.
+    ``slot_ipv6``: empty where slots have no IPv6."""
     refused = frozenset(("refused",))
     cells: list[Cell] = []
     services = sorted({*fleet.services, ("tcp", UNDECLARED), ("udp", UNDECLARED), ("tcp", 8080)})
-    own6 = "fd00:cb::128"
+    own6 = slot_ipv6 or "fd00:cb::128"
     flows = fleet.facts["job_flows"].get(policy, [])
 
     def allowed(address: str, protocol: str, port: int) -> bool:
-        if ":" in address:
+        if ":" in address and not slot_ipv6:
             return False
         if listed == "0.0.0.0/0":
             return (protocol, port) == ("tcp", 8080) and not fleet.is_special(address)
@@ -390,7 +391,8 @@ def slot_cells(
         return False
 
     some: Packet | None = None
-    for peer in [p for p in fleet.peers("") if p != slot]:
+    some_ipv6: Packet | None = None
+    for peer in [p for p in fleet.peers("") if p not in (slot, slot_ipv6)]:
         own = own6 if ":" in peer else slot
         for protocol, port in services:
             packet = _packet(own, peer, protocol, port)
@@ -398,15 +400,19 @@ def slot_cells(
             expected = frozenset(("left", "answered")) if passes else refused
             name = f"{protocol} {port} to {peer}"
             cells.append(Cell(name, OUT, packet, expected, _answer(packet) if passes else None))
-            some = some or (packet if passes and protocol == "tcp" else None)
+            if passes and protocol == "tcp":
+                if packet.version == 4:
+                    some = some or packet
+                else:
+                    some_ipv6 = some_ipv6 or packet
             cells.append(
                 Cell(f"{protocol} {port} from {peer}", IN, _packet(peer, own, protocol, port))
             )
     if policy == "internet" or listed == "0.0.0.0/0":
         web = 8080 if listed else 80
-        for address in edges(text, "denied"):
+        for address in (*edges(text, "denied"), *edges(text, "denied_v6")):
             passes = allowed(address, "tcp", web)
-            packet = _packet(slot, address, "tcp", web)
+            packet = _packet(own6 if ":" in address else slot, address, "tcp", web)
             cells.append(
                 Cell(
                     f"tcp {web} to {address}",
@@ -435,24 +441,63 @@ def slot_cells(
     loop = Packet("", "127.0.0.1", TCP)
     cells.append(Cell("loopback IPv4", LOOPBACK, loop, frozenset(("answered",))))
     cells.append(Cell("forwarded", IN, _packet("10.213.0.14", "10.213.0.12", "udp", 53)))
+    if some_ipv6 is not None:
+        cells += _slot_ipv6(some_ipv6)
     return cells
 
 
-def frame_cells(slot: str, slot_mac: str, other: str, other_mac: str) -> list[Cell]:
-    """For the table netdev of a slot: whose frames may leave it. Its other table is open."""
+def _slot_ipv6(some: Packet) -> Iterator[Cell]:
+    """What there is in IPv6 only; ``some`` is allowed."""
+    slot, other = some.source, neighbour(some.source)
+    yield Cell("spoofed IPv6", OUT, Packet(other, some.target, TCP, 0, some.dport, SYN))
+    yield from _errors({}, {6: some})
+    for target in ("fe80::30", "ff02::1", other):
+        yield Cell(f"IPv6 to {target}", OUT, replace(some, target=target), frozenset(("refused",)))
+    body = bytes(8)
+    for type_, hops, arrives, leaves in (
+        (135, 255, True, True),
+        (136, 255, True, True),
+        (135, 64, False, True),
+        (136, 64, False, True),
+        (133, 255, False, False),
+        (134, 255, False, False),
+        (137, 255, False, False),
+        (128, 255, False, False),
+        (143, 255, False, False),
+    ):
+        for way, ends, passes, watched in (
+            (IN, ("fe80::42", slot), arrives, _ARRIVED),
+            (OUT, (slot, "fe80::42"), leaves, _LEFT),
+            (OUT, (other, "fe80::42"), False, _LEFT),
+        ):
+            packet = Packet(*ends, ICMPV6, type=type_, hops=hops, data=body)
+            name = f"ICMPv6 {type_}, hop limit {hops}, {ends[0]} to {ends[1]}"
+            yield Cell(name, way, packet, watched if passes else _NOTHING, None, watched)
+    loop = Packet("", "::1", TCP)
+    yield Cell("loopback IPv6", LOOPBACK, loop, frozenset(("answered",)))
+
+
+def frame_cells(
+    slot: str, slot_ipv6: str, slot_mac: str, other: str, other_mac: str
+) -> list[Cell]:
+    """For the table netdev of a slot: whose frames may leave it. Its other table is open.
+    ``slot_ipv6``: empty where slots have no IPv6."""
 
     def cell(name: str, mac_: str, packet: Packet, passes: bool) -> Cell:
         return Cell(name, OUT, packet, _LEFT if passes else _NOTHING, None, _LEFT, "", mac_)
 
     good = Packet(slot, "198.51.100.10", UDP, 0, 80)
     forged = Packet(other, "198.51.100.10", UDP, 0, 80)
-    six = Packet("fd00:cb::128", "2001:db8:113::10", UDP, 0, 80)
+    six = Packet(slot_ipv6 or "fd00:cb::128", "2001:db8:113::10", UDP, 0, 80)
+    forged_six = replace(six, source=neighbour(six.source))
     return [
         cell("own frame", slot_mac, good, True),
         cell("another's MAC", other_mac, good, False),
         cell("another's address", slot_mac, forged, False),
         cell("another's MAC and address", other_mac, forged, False),
-        cell("IPv6", slot_mac, six, False),
+        cell("IPv6", slot_mac, six, bool(slot_ipv6)),
+        cell("IPv6, another's MAC", other_mac, six, False),
+        cell("IPv6, another's address", slot_mac, forged_six, False),
         *(
             Cell(
                 f"ARP of {m} for {a}",

@@ -276,10 +276,11 @@ def host_layer(fleet: expected.Fleet, host: str, text: str) -> Layer:
     )
 
 
-def slot_layers(fleet: expected.Fleet, facts: dict[str, Any]) -> list[Layer]:
+def slot_layers(fleet: expected.Fleet, facts: dict[str, Any], ipv6: bool) -> list[Layer]:
+    """With ``ipv6`` for slots that have it, and only what the rules have more then."""
     slave = new_namespace()
     world = wired(slave, "cellblock0")
-    config = NetworkConfig.parse(facts["engine"], "network")
+    config = NetworkConfig.parse(facts["ipv6_engine" if ipv6 else "engine"], "network")
     with inside(slave):
         slot = Slot(0, config, Netlink(), Path(tempfile.mkdtemp()))
     mac = ":".join(f"{byte:02x}" for byte in config.mac(0))
@@ -289,12 +290,13 @@ def slot_layers(fleet: expected.Fleet, facts: dict[str, Any]) -> list[Layer]:
     for name in ("all", "default", "lo", "job0"):
         sysctl(slot.namespace, **{f"ipv6__conf__{name}__disable_ipv6": "0"})
     sysctl(slot.namespace, ipv6__conf__job0__accept_dad="0")
-    ip(
-        slot.namespace,
-        "link set job0 arp off",
-        "address add fd00:cb::128/64 dev job0 nodad",
-        "route add default via fd00:cb::30",
-    )
+    ip(slot.namespace, "link set job0 arp off")
+    if not ipv6:
+        ip(
+            slot.namespace,
+            "address add fd00:cb::128/64 dev job0 nodad",
+            "route add default via fd00:cb::30",
+        )
     with inside(slot.namespace):
         nft = Nft()
     prober = Prober(slot.namespace, "job0", mac, world, "world0")
@@ -305,7 +307,11 @@ def slot_layers(fleet: expected.Fleet, facts: dict[str, Any]) -> list[Layer]:
     address = str(config.address(0))
     listed = "198.51.100.10"
     allow = {"to": f"{listed}/32", "protocol": "tcp", "ports": [8080]}
-    for policy, more in (("cache", {}), ("internet", {}), ("allow", {"network_allow": [allow]})):
+    slot_ipv6 = str(slot.ipv6_address or "")
+    policies: list[tuple[str, dict[str, Any]]] = [("internet", {})]
+    if not ipv6:
+        policies = [("cache", {}), *policies, ("allow", {"network_allow": [allow]})]
+    for policy, more in policies:
         stage = {"name": "run", "command": ["true"], "network": policy, **more}
         parsed = parse_job({"environment": "base", "stages": [stage]}).stages[0]
         access = Access.of(parsed, "stages[0]", config, "slave1")
@@ -321,13 +327,26 @@ def slot_layers(fleet: expected.Fleet, facts: dict[str, Any]) -> list[Layer]:
             )
             opening = network.open_rules(config, ready, limits).splitlines()
             text = inet + "\n".join(c for c in opening if not c.startswith("add rule arp"))
-            cells = expected.slot_cells(fleet, address, mac, text, policy, entry)
+            cells = expected.slot_cells(fleet, address, slot_ipv6, text, policy, entry)
             widened = policy == "internet" or entry == "0.0.0.0/0"
             strangers = {"denied": [listed]} if widened else {}
-            layers.append(Layer(f"slot, policy {name}", text, nft, prober, cells, strangers))
-    frames = expected.frame_cells(address, mac, str(config.address(1)), other_mac)
-    layers.append(Layer("slot, frames", "table netdev" + netdev, nft, prober, frames, {}))
-    return layers
+            if ipv6:
+                strangers = {"denied_v6": ["2001:db8:113::10"]}
+            layer = Layer(f"slot, policy {name}", text, nft, prober, cells, strangers)
+            layers.append(_of_ipv6(layer) if ipv6 else layer)
+    frames = expected.frame_cells(address, slot_ipv6, mac, str(config.address(1)), other_mac)
+    layer = Layer("slot, frames", "table netdev" + netdev, nft, prober, frames, {})
+    return [*layers, _of_ipv6(layer) if ipv6 else layer]
+
+
+def _of_ipv6(layer: Layer) -> Layer:
+    """The layer with what is for IPv6 alone mutated; the rest has been, without IPv6."""
+
+    def is_about(mutant: Mutant) -> bool:
+        text = f"{mutant.where} {mutant.rule} {mutant.what}"
+        return mutant.where == "everything" or bool(re.search(r"ip6|icmpv6|_v6\b|exthdr", text))
+
+    return replace(layer, name=f"{layer.name}, IPv6", is_about=is_about)
 
 
 def guarded(facts: Mapping[str, Any], mode: str) -> tuple[int, int, list[Slot], list[str]]:
@@ -446,7 +465,8 @@ def main() -> None:
         (f"firewall of {host}", lambda host=host, text=text: [host_layer(fleet, host, text)])  # type: ignore[misc]
         for host, text in facts["firewalls"].items()
     ]
-    makers.append(("slot", lambda: slot_layers(fleet, facts)))
+    makers.append(("slot", lambda: slot_layers(fleet, facts, ipv6=False)))
+    makers.append(("slot, IPv6", lambda: slot_layers(fleet, facts, ipv6=True)))
     makers.append(("guard, mode macvlan", lambda: [frame_guard_layer(fleet, facts)]))
     makers.append(("guard, mode routed forward of slave1", lambda: routed_layers(fleet, facts)))
     turn, output = multiprocessing.Value("i", 0), multiprocessing.Lock()

@@ -163,7 +163,7 @@ def _elements(line: str, strangers: Sequence[str], interval: bool) -> Iterator[t
 
 def _without_ipv6(text: str) -> str:
     """Neither a rule nor a set for IPv6 is left."""
-    text = re.sub(r"\tset (?:\w+_v6|ipv6_\w+) \{[^}]*\{[^}]*\}\s*\}\n", "", text)
+    text = re.sub(r"[\t ]+set (?:\w+_v6|ipv6_\w+) \{[^}]*\{[^}]*\}\s*\}\n", "", text)
     return "\n".join(
         line
         for line in text.split("\n")
