@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -111,8 +112,8 @@ class Slave:
     def load(self, text: str) -> None:
         self.nft.run(f"{WITHOUT}\n{text}")
 
-    def passes(self, sender: str, source: str, receiver: str, to: str) -> bool:
-        """Whether a datagram arrives, and its answer comes back."""
+    def fate(self, sender: str, source: str, receiver: str, to: str) -> str:
+        """What becomes of a datagram: it is lost, it has arrived, or was answered too."""
         family = socket.AF_INET if "." in to else socket.AF_INET6
         with inside(self.ends[receiver]):
             server = socket.socket(family, socket.SOCK_DGRAM)
@@ -123,12 +124,14 @@ class Slave:
             client.bind((source, 0))
             client.settimeout(0.3)
             server.settimeout(0.3)
-            try:
+            what = "lost"
+            with contextlib.suppress(TimeoutError):
                 client.sendto(b"asked", (to, PORT))
-                server.sendto(b"answered", server.recvfrom(16)[1])
-                return client.recv(16) == b"answered"
-            except TimeoutError:
-                return False
+                peer = server.recvfrom(16)[1]
+                what = "arrived"
+                server.sendto(b"answered", peer)
+                what = client.recv(16).decode()
+            return what
 
 
 def addresses(name: str) -> list[str]:
@@ -173,12 +176,13 @@ def test_forwarded(
 ) -> None:
     slave.load("")
     # Control: it is the rules that stop it.
-    assert slave.passes(sender, source, receiver, to)
+    assert slave.fate(sender, source, receiver, to) == "answered"
     slave.load(rendered(V6))
-    assert slave.passes(sender, source, receiver, to) is passed
+    assert slave.fate(sender, source, receiver, to) == ("answered" if passed else "lost")
     # Without IPv6 for jobs, none of it is passed on.
     slave.load(rendered(V4))
-    assert slave.passes(sender, source, receiver, to) is (passed and ip_address(to).version == 4)
+    passed = passed and ip_address(to).version == 4
+    assert slave.fate(sender, source, receiver, to) == ("answered" if passed else "lost")
 
 
 @needs_root
