@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, IPv6Network
 from typing import Any
 
 from cellblock.errors import HostSetupError
@@ -22,6 +23,12 @@ PARENT = "cellblock0"
 SLAVE, CACHE, DATABASE, GATEWAY = "10.213.0.21", "10.213.0.14", "10.213.0.12", "10.213.0.30"
 INTERNET, OTHER_INTERNET, METADATA = "198.51.100.10", "203.0.113.10", "169.254.169.254"
 """Addresses of the gateway."""
+PREFIX_IPV6, INTERNET_IPV6 = "fd00:cb::/64", "2001:db8:113::10"
+
+
+def ipv6(address: str) -> str:
+    """The IPv6 address of the host with this IPv4 address."""
+    return str(IPv6Network(PREFIX_IPV6)[int(IPv4Address(address))])
 
 
 def obstacle() -> str:
@@ -50,6 +57,7 @@ class Segment:
         self.gateway = self._host("gateway", GATEWAY)
         for address in (INTERNET, OTHER_INTERNET, METADATA):
             self.ip(self.gateway, f"address add {address}/32 dev lo")
+        self.ip(self.gateway, f"address add {INTERNET_IPV6}/128 dev lo")
 
     def _host(self, name: str, address: str, interface: str = "eth0") -> int:
         namespace = new_namespace()
@@ -59,8 +67,10 @@ class Segment:
         self.ip(namespace, "link set lo up")
         self.ip(namespace, f"link set {interface} up")
         self.ip(namespace, f"address add {address}/24 dev {interface}")
+        self.ip(namespace, f"address add {ipv6(address)}/64 dev {interface} nodad")
         if address != GATEWAY:
             self.ip(namespace, f"route add default via {GATEWAY}")
+            self.ip(namespace, f"route add default via {ipv6(GATEWAY)}")
         return namespace
 
     def ip(self, namespace: int, arguments: str) -> str:
@@ -71,8 +81,10 @@ class Segment:
             ).stdout
 
     def config(self, **changes: Any) -> dict[str, Any]:
-        """A section ``network`` of engine.json for the slave."""
-        cache = {"to": [f"{CACHE}/32"], "protocol": "tcp", "ports": [3142]}
+        """A section ``network`` of engine.json for the slave; ``ipv6=True`` for slots with IPv6."""
+        with_ipv6 = changes.pop("ipv6", False)
+        caches = [f"{CACHE}/32", *([f"{ipv6(CACHE)}/128"] if with_ipv6 else [])]
+        cache = {"to": caches, "protocol": "tcp", "ports": [3142]}
         dns = {"to": [f"{CACHE}/32"], "protocol": "udp", "ports": [53]}
         return {
             "mode": "macvlan",
@@ -91,7 +103,15 @@ class Segment:
                     "internet": [{"protocol": "tcp", "ports": [80, 443]}],
                 },
             },
+            **(self._ipv6_of(str(changes.get("mode", "macvlan"))) if with_ipv6 else {}),
             **changes,
+        }
+
+    def _ipv6_of(self, mode: str) -> dict[str, Any]:
+        if mode == "routed":
+            return {"ipv6": {"prefix": "fd00:77::/64"}}
+        return {
+            "ipv6": {"prefix": PREFIX_IPV6, "prefix_length": 64, "gateway": ipv6(GATEWAY)},
         }
 
 
@@ -101,7 +121,12 @@ def serving(
 ) -> Iterator[None]:
     """A TCP server in ``namespace``; every connection is handled in a thread of its own."""
     with inside(namespace):
-        listener = socket.create_server((address, port), backlog=1024)
+        if address:
+            listener = socket.create_server((address, port), backlog=1024)
+        else:  # over both versions of IP
+            listener = socket.create_server(
+                ("", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True
+            )
 
     def accept() -> None:
         with contextlib.suppress(OSError):

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,9 @@ class Destination:
         return None if _is_address(self.to) else self.to
 
     @property
-    def network(self) -> IPv4Network:
+    def network(self) -> IPv4Network | IPv6Network:
         """Of an address or network."""
-        return IPv4Network(self.to)
+        return ip_network(self.to)
 
 
 @dataclass(frozen=True)
@@ -388,7 +388,7 @@ def _destination(data: object, where: str) -> Destination:
     to = _text(fields["to"], f"{where}.to")
     if _is_address(to):
         try:
-            network = ip_network(to)
+            ip_network(to)
         except ValueError:
             raise InvalidJobError(
                 f"{where}.to",
@@ -396,15 +396,11 @@ def _destination(data: object, where: str) -> Destination:
                 "write an address, or a network without bits of a host such as 192.0.2.0/24; a port "
                 "belongs in ports",
             ) from None
-        if network.version == 6:
-            raise InvalidJobError(
-                f"{where}.to", f"is {_show(to)}, and jobs have no IPv6", "write an IPv4 address"
-            )
     elif not HOST_NAME.fullmatch(to) or to.replace(".", "").isdigit():
         raise InvalidJobError(
             f"{where}.to",
             f"is {_show(to)}",
-            "write an IPv4 address, a network such as 192.0.2.0/24, or a host name alone; a port "
+            "write an address, a network such as 192.0.2.0/24, or a host name alone; a port "
             "belongs in ports",
         )
     if fields["protocol"] not in PROTOCOLS:

@@ -14,7 +14,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
@@ -33,6 +33,7 @@ _INFO_KIND, _INFO_DATA = 1, 2
 _MACVLAN_MODE, _MODE_PRIVATE = 1, 1
 _VETH_PEER = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_IFA_F_NODAD = 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _SCOPE_LINK, _UNICAST = 254, 4, 0, 253, 1
 _ONLINK = 4
@@ -163,22 +164,27 @@ class Netlink:
     def delete(self, index: int) -> None:
         self._do(_DELLINK, 0, _LINK.pack(0, 0, index, 0, 0))
 
-    def add_address(self, index: int, address: IPv4Address, prefix_length: int) -> None:
+    def add_address(
+        self, index: int, address: IPv4Address | IPv6Address, prefix_length: int
+    ) -> None:
+        """Without asking first whether somebody has it (IPv6 would, for a second)."""
+        flags = _IFA_F_NODAD if address.version == 6 else 0
+        scope = _SCOPE_LINK if address.is_link_local and address.version == 6 else _SCOPE_UNIVERSE
         self._do(
             _NEWADDR,
             _CREATE | _EXCLUSIVE,
-            _ADDRESS.pack(socket.AF_INET, prefix_length, 0, 0, index)
+            _ADDRESS.pack(_family(address), prefix_length, flags, scope, index)
             + _attribute(_IFA_LOCAL, address.packed)
             + _attribute(_IFA_ADDRESS, address.packed),
         )
 
-    def add_default_route(self, index: int, gateway: IPv4Address) -> None:
+    def add_default_route(self, index: int, gateway: IPv4Address | IPv6Address) -> None:
         """Also where no address of the interface covers the gateway."""
         self._do(
             _NEWROUTE,
             _CREATE | _EXCLUSIVE,
             _ROUTE.pack(
-                socket.AF_INET,
+                _family(gateway),
                 0,
                 0,
                 0,
@@ -192,13 +198,21 @@ class Netlink:
             + _attribute(_RTA_GATEWAY, gateway.packed),
         )
 
-    def add_host_route(self, index: int, address: IPv4Address) -> None:
+    def add_host_route(self, index: int, address: IPv4Address | IPv6Address) -> None:
         """``address`` is directly behind the interface."""
         self._do(
             _NEWROUTE,
             _CREATE | _EXCLUSIVE,
             _ROUTE.pack(
-                socket.AF_INET, 32, 0, 0, _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_LINK, _UNICAST, 0
+                _family(address),
+                address.max_prefixlen,
+                0,
+                0,
+                _TABLE_MAIN,
+                _PROTOCOL_STATIC,
+                _SCOPE_LINK,
+                _UNICAST,
+                0,
             )
             + _attribute(_RTA_DST, address.packed)
             + _attribute(_RTA_OIF, struct.pack("=i", index)),
@@ -229,6 +243,10 @@ class Netlink:
                 if error == 0:
                     return answers
                 raise NetlinkError(-error, _explanation(message) or os.strerror(-error))
+
+
+def _family(address: IPv4Address | IPv6Address) -> int:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
 def _explanation(message: bytes) -> str:

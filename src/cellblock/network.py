@@ -12,9 +12,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Network, collapse_addresses
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    collapse_addresses,
+    ip_address,
+    ip_network,
+)
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from cellblock.errors import (
     CellblockError,
@@ -26,15 +34,20 @@ from cellblock.errors import (
 from cellblock.job import HOST_NAME, PROTOCOLS, Destination, NetworkPolicy, Stage
 from cellblock.limits import StageConstraints
 
-ALWAYS_DENIED: tuple[IPv4Network, ...] = tuple(
-    IPv4Network(cidr)
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+ALWAYS_DENIED: tuple[Network, ...] = tuple(
+    ip_network(cidr)
     for cidr in """
     0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
     192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 224.0.0.0/3
+    ::/3 2001::/23 2002::/16 4000::/2 8000::/1
     """.split()
 )
 """Private, link-local (metadata), shared, reserved and multicast ranges: no job reaches them, unless
-the host's own policies name an address in them."""
+the host's own policies name an address in them. Of IPv6 what is not global unicast (2000::/3), which
+has NAT64 and unique local addresses in it, and there what tunnels (Teredo, 6to4)."""
 RESOLVE_TIMEOUT_S = 5.0
 """For all host names of a stage together."""
 MAX_LOOKUPS = 64
@@ -46,8 +59,12 @@ INTERFACE = "job0"
 """The one interface of a slot besides its loopback."""
 ROUTED_GATEWAY = IPv4Address("169.254.203.1")
 """In routed mode, the host's end of every slot's veth pair."""
+ROUTED_GATEWAY_IPV6 = IPv6Address("fe80::cb:1")
+"""The same where slots have IPv6."""
+MAX_IPV6_PREFIX_LENGTH = 96
+"""The last 32 bits of a slot's IPv6 address are those of its IPv4 address."""
 
-_ANYWHERE = IPv4Network("0.0.0.0/0")
+_OneVersion = TypeVar("_OneVersion", IPv4Network, IPv6Network)
 _lookups = threading.BoundedSemaphore(MAX_LOOKUPS)
 _MAC_PREFIX = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){2}")
 _INTERFACE_NAME = re.compile(r"[^\s/:]{1,15}")
@@ -66,7 +83,8 @@ class Mode(str, Enum):
 class Reach:
     """Ports of networks that may be connected to."""
 
-    to: tuple[IPv4Network, ...]
+    to: tuple[Network, ...] | None
+    """None: everywhere."""
     protocol: str
     ports: tuple[int, ...]
 
@@ -77,6 +95,16 @@ class HostPolicy:
 
     allow: tuple[Reach, ...]
     internet: tuple[Reach, ...]
+
+
+@dataclass(frozen=True)
+class IPv6Config:
+    """IPv6 of slots: ``prefix`` with a slot's IPv4 address as the last 32 bits."""
+
+    prefix: IPv6Network
+    prefix_length: int
+    """Of the segment."""
+    gateway: IPv6Address
 
 
 @dataclass(frozen=True)
@@ -95,11 +123,13 @@ class NetworkConfig:
     gateway: IPv4Address
     mac_prefix: str
     resolvers: tuple[IPv4Address, ...]
-    names: Mapping[str, Sequence[IPv4Address]]
+    names: Mapping[str, Sequence[Address]]
     """In the hosts file of every job with one of the host's own policies."""
-    denied: tuple[IPv4Network, ...]
+    denied: tuple[Network, ...]
     policies: Mapping[NetworkPolicy, HostPolicy]
     guard_tables: tuple[tuple[str, str], ...]
+    ipv6: IPv6Config | None
+    """None: slots have no IPv6."""
 
     @classmethod
     def parse(cls, data: object, where: str) -> NetworkConfig:
@@ -109,15 +139,29 @@ class NetworkConfig:
     def address(self, slot: int) -> IPv4Address:
         return self.addresses[slot]
 
+    def ipv6_address(self, slot: int) -> IPv6Address | None:
+        return None if self.ipv6 is None else self.ipv6.prefix[int(self.address(slot))]
+
     def mac(self, slot: int) -> bytes:
         return bytes.fromhex(self.mac_prefix.replace(":", "")) + self.address(slot).packed[1:]
 
     def all_denied(self) -> tuple[IPv4Network, ...]:
         """Disjoint networks: what is always denied, what the host adds, and the job network itself."""
-        own = IPv4Network((self.gateway, self.prefix_length), strict=False)
-        networks = [*ALWAYS_DENIED, *self.denied, self.addresses]
+        networks = [self.addresses, *_of_version(IPv4Network, (*ALWAYS_DENIED, *self.denied))]
         if self.mode is Mode.MACVLAN:
-            networks.append(own)
+            networks.append(IPv4Network((self.gateway, self.prefix_length), strict=False))
+        return tuple(collapse_addresses(networks))
+
+    def all_denied_ipv6(self) -> tuple[IPv6Network, ...]:
+        """The same of IPv6; none where slots have none."""
+        if self.ipv6 is None:
+            return ()
+        networks = _of_version(IPv6Network, (*ALWAYS_DENIED, *self.denied))
+        length = MAX_IPV6_PREFIX_LENGTH + self.addresses.prefixlen
+        if self.mode is Mode.MACVLAN:
+            length = self.ipv6.prefix_length
+        first = self.ipv6.prefix[int(self.addresses.network_address)]
+        networks.append(IPv6Network((first, length), strict=False))
         return tuple(collapse_addresses(networks))
 
 
@@ -140,7 +184,7 @@ class Access:
         where: str,
         config: NetworkConfig,
         host_name: str,
-        resolve: Callable[[Sequence[str]], Mapping[str, Sequence[IPv4Address]]] | None = None,
+        resolve: Callable[[Sequence[str], bool], Mapping[str, Sequence[Address]]] | None = None,
     ) -> Access:
         """What ``stage`` may reach; names in it are resolved now and pinned.
 
@@ -149,7 +193,11 @@ class Access:
         """
         if stage.network is NetworkPolicy.ALLOW:
             return cls._of_list(
-                stage.network_allow, f"{where}.network_allow", config, resolve or resolve_names
+                stage.network_allow,
+                f"{where}.network_allow",
+                config,
+                host_name,
+                resolve or resolve_names,
             )
         policy = config.policies.get(stage.network)
         if policy is None:
@@ -164,7 +212,7 @@ class Access:
             policy=stage.network,
             before_denied=policy.allow,
             after_denied=policy.internet,
-            hosts=_hosts_file(config.names),
+            hosts=_hosts_file(config.names, config),
             resolv_conf=_resolv_conf(config.resolvers if internet else ()),
         )
 
@@ -174,12 +222,13 @@ class Access:
         wanted: Sequence[Destination],
         where: str,
         config: NetworkConfig,
-        resolve: Callable[[Sequence[str]], Mapping[str, Sequence[IPv4Address]]],
+        host_name: str,
+        resolve: Callable[[Sequence[str], bool], Mapping[str, Sequence[Address]]],
     ) -> Access:
-        denied = config.all_denied()
+        denied: list[Network] = [*config.all_denied(), *config.all_denied_ipv6()]
         names = list(dict.fromkeys(entry.name for entry in wanted if entry.name is not None))
         try:
-            pinned = dict(resolve(names)) if names else {}
+            pinned = dict(resolve(names, config.ipv6 is not None)) if names else {}
         except UnresolvedNameError as problem:
             index = [entry.name for entry in wanted].index(problem.subject)
             raise UnresolvedNameError(
@@ -187,44 +236,57 @@ class Access:
             ) from None
         reaches = []
         for index, entry in enumerate(wanted):
-            networks: tuple[IPv4Network, ...]
+            networks: tuple[Network, ...]
             if entry.name is None:
                 networks = (entry.network,)
             else:
-                networks = tuple(IPv4Network(address) for address in pinned[entry.name])
+                networks = tuple(ip_network(address) for address in pinned[entry.name])
             for network in networks:
+                if network.version == 6 and config.ipv6 is None:
+                    raise UnsupportedNetworkError(
+                        f"{where}[{index}].to",
+                        f"is {entry.to}, and jobs on {host_name} have no IPv6",
+                        "name an IPv4 address or a host name",
+                    )
                 _refuse_denied(network, entry, denied, f"{where}[{index}].to")
             reaches.append(Reach(networks, entry.protocol, entry.ports))
         return cls(
             policy=NetworkPolicy.ALLOW,
             before_denied=(),
             after_denied=tuple(reaches),
-            hosts=_hosts_file(pinned),
+            hosts=_hosts_file(pinned, config),
             resolv_conf=_resolv_conf(()),
         )
 
 
+def _of_version(version: type[_OneVersion], networks: Iterable[Network]) -> list[_OneVersion]:
+    return [network for network in networks if isinstance(network, version)]
+
+
 def _refuse_denied(
-    network: IPv4Network, entry: Destination, denied: Iterable[IPv4Network], where: str
+    network: Network, entry: Destination, denied: Iterable[Network], where: str
 ) -> None:
     for other in denied:
-        if network.overlaps(other):
+        if network.version == other.version and network.overlaps(other):
             what = f"is {entry.to}" + ("" if entry.name is None else f" ({network[0]})")
             raise ForbiddenDestinationError(
                 where,
-                f"{what}, {'in' if network.subnet_of(other) else 'which overlaps'} {other}, "
+                f"{what}, {'in' if network.prefixlen >= other.prefixlen else 'which overlaps'} "
+                f"{other}, "
                 "which no job may reach",
                 "name public addresses only; private, link-local, metadata and the fleet's own "
                 "addresses are never open to jobs",
             )
 
 
-def resolve_names(names: Sequence[str]) -> Mapping[str, Sequence[IPv4Address]]:
-    """IPv4 addresses of ``names`` by this host's resolver, within :data:`RESOLVE_TIMEOUT_S`.
+def resolve_names(names: Sequence[str], ipv6: bool) -> Mapping[str, Sequence[Address]]:
+    """Addresses of ``names`` by this host's resolver, within :data:`RESOLVE_TIMEOUT_S`; those of
+    IPv6 only if ``ipv6``.
 
     Raises :class:`UnresolvedNameError`; its subject is the name.
     """
-    found: dict[str, list[IPv4Address] | str] = {}
+    family = socket.AF_UNSPEC if ipv6 else socket.AF_INET
+    found: dict[str, list[Address] | str] = {}
     # The C library's own timeouts are longer and cannot be set: whoever is late is left behind.
     threads = []
     deadline = time.monotonic() + RESOLVE_TIMEOUT_S
@@ -232,7 +294,7 @@ def resolve_names(names: Sequence[str]) -> Mapping[str, Sequence[IPv4Address]]:
         if not _lookups.acquire(timeout=max(0.0, deadline - time.monotonic())):
             found[name] = f"{MAX_LOOKUPS} other names are being resolved; try again later"
             continue
-        thread = threading.Thread(target=_resolve, args=(name, found), daemon=True)
+        thread = threading.Thread(target=_resolve, args=(name, family, found), daemon=True)
         try:
             thread.start()
         except RuntimeError:
@@ -242,27 +304,30 @@ def resolve_names(names: Sequence[str]) -> Mapping[str, Sequence[IPv4Address]]:
         threads.append(thread)
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    resolved: dict[str, Sequence[IPv4Address]] = {}
+    resolved: dict[str, Sequence[Address]] = {}
     for name in names:
         answer = found.get(name, f"no answer within {RESOLVE_TIMEOUT_S:.0f} s")
         if isinstance(answer, str):
             raise UnresolvedNameError(
                 name,
-                f"names {name}, which does not resolve to an IPv4 address ({answer})",
+                f"names {name}, which does not resolve to an {'' if ipv6 else 'IPv4 '}address "
+                f"({answer})",
                 "correct the name, or name its addresses",
             )
         resolved[name] = answer
     return resolved
 
 
-def _resolve(name: str, found: dict[str, list[IPv4Address] | str]) -> None:
+def _resolve(
+    name: str, family: socket.AddressFamily, found: dict[str, list[Address] | str]
+) -> None:
     try:
-        infos = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
-        addresses = {info[4][0] for info in infos}
+        infos = socket.getaddrinfo(name, None, family, socket.SOCK_STREAM)
+        addresses = {str(info[4][0]).partition("%")[0] for info in infos}
         if len(addresses) > MAX_ADDRESSES:
             found[name] = f"it has {len(addresses)} of them, more than {MAX_ADDRESSES}"
         else:
-            found[name] = sorted(map(IPv4Address, addresses))
+            found[name] = sorted(map(ip_address, addresses), key=lambda a: (a.version, int(a)))
     except OSError as problem:
         found[name] = str(problem.strerror)
     except UnicodeError:
@@ -271,8 +336,9 @@ def _resolve(name: str, found: dict[str, list[IPv4Address] | str]) -> None:
         _lookups.release()
 
 
-def _hosts_file(pinned: Mapping[str, Sequence[IPv4Address]]) -> str:
+def _hosts_file(pinned: Mapping[str, Sequence[Address]], config: NetworkConfig) -> str:
     lines = ["127.0.0.1\tlocalhost cellblock"]
+    lines += [] if config.ipv6 is None else ["::1\tlocalhost cellblock"]
     lines += [f"{address}\t{name}" for name, addresses in pinned.items() for address in addresses]
     return "".join(f"{line}\n" for line in lines)
 
@@ -302,6 +368,7 @@ def closed_rules(config: NetworkConfig, slot: int) -> str:
     """
     address = config.address(slot)
     mac = ":".join(f"{byte:02x}" for byte in config.mac(slot))
+    v6 = _closed_rules_ipv6(config, slot)
     return f"""
 table inet cellblock {{
     counter sent {{ }}
@@ -314,7 +381,7 @@ table inet cellblock {{
         type ipv4_addr
         flags interval
         elements = {{ {", ".join(map(str, config.all_denied()))} }}
-    }}
+    }}{v6.sets}
     chain allowed {{
     }}
     chain opening {{
@@ -325,17 +392,17 @@ table inet cellblock {{
     }}
     chain output {{
         type filter hook output priority filter; policy drop;
-        oif "lo" accept
+        oif "lo" accept{v6.output_first}
         ct state established goto outgoing
         ip saddr != {address} counter name refused drop
-        ip saddr {address} jump allowed
+        ip saddr {address} jump allowed{v6.output}
         counter name refused reject with icmpx admin-prohibited
     }}
     chain input {{
         type filter hook input priority filter; policy drop;
         iif "lo" accept
         ct state established ct direction reply goto incoming
-        ct state related icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} goto incoming
+        ct state related icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} goto incoming{v6.input}
     }}
     chain forward {{
         type filter hook forward priority filter; policy drop;
@@ -354,13 +421,54 @@ table netdev cellblock {{
     chain egress {{
         type filter hook egress device "{INTERFACE}" priority filter; policy drop;
         ether saddr {mac} ip saddr {address} accept
-        ether saddr {mac} ether type arp arp saddr ether {mac} arp saddr ip {address} accept
+        ether saddr {mac} ether type arp arp saddr ether {mac} arp saddr ip {address} accept{v6.egress}
     }}
 }}
 """
 
 
-def open_rules(access: Access, constraints: StageConstraints) -> str:
+class _IPv6Lines(NamedTuple):
+    """What a slot's closed rules have more where slots have IPv6."""
+
+    sets: str = ""
+    output_first: str = ""
+    output: str = ""
+    input: str = ""
+    egress: str = ""
+
+
+def _closed_rules_ipv6(config: NetworkConfig, slot: int) -> _IPv6Lines:
+    """A routing header may be set by anybody, and hides where a packet is bound for: none leaves.
+    Of ICMPv6 the kernel sends what finds neighbours, which are the gateway and whom the policy
+    allows; its reports on multicast groups are no attempt of the job's, and not counted.
+    """
+    address = config.ipv6_address(slot)
+    if address is None:
+        return _IPv6Lines()
+    mac = ":".join(f"{byte:02x}" for byte in config.mac(slot))
+    denied = ", ".join(map(str, config.all_denied_ipv6()))
+    return _IPv6Lines(
+        sets=f"""
+    set denied_ipv6 {{
+        type ipv6_addr
+        flags interval
+        elements = {{ {denied} }}
+    }}""",
+        output_first="""
+        exthdr rt exists counter name refused drop""",
+        output=f"""
+        icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report }} drop
+        ip6 saddr != {address} counter name refused drop
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+        ip6 saddr {address} jump allowed""",
+        input="""
+        ct state related icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } goto incoming""",
+        egress=f"""
+        ether saddr {mac} ip6 saddr {address} accept""",
+    )
+
+
+def open_rules(config: NetworkConfig, access: Access, constraints: StageConstraints) -> str:
     """What opens a closed slot for one stage, to be loaded in one transaction.
 
     In both directions, what is throttled costs no quota.
@@ -393,17 +501,31 @@ def open_rules(access: Access, constraints: StageConstraints) -> str:
     commands += [f"add rule {table} incoming {rule}" for rule in flow]
     commands.append(f"add rule {table} outgoing counter name sent accept")
     commands.append(f"add rule {table} incoming counter name received accept")
-    commands += [f"add rule {table} allowed {_match(reach)}" for reach in access.before_denied]
+    if config.ipv6 is not None:
+        # The hop limit tells what comes from the segment itself (RFC 4861).
+        commands.append(
+            f"add rule {table} input icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} "
+            "ip6 hoplimit 255 accept"
+        )
+    allowed = [rule for reach in access.before_denied for rule in _matches(reach)]
     if access.after_denied:
-        commands.append(f"add rule {table} allowed ip daddr @denied return")
-    commands += [f"add rule {table} allowed {_match(reach)}" for reach in access.after_denied]
+        allowed.append("ip daddr @denied return")
+        allowed += [] if config.ipv6 is None else ["ip6 daddr @denied_ipv6 return"]
+    allowed += [rule for reach in access.after_denied for rule in _matches(reach)]
+    commands += [f"add rule {table} allowed {rule}" for rule in allowed]
     return "\n".join(commands)
 
 
-def _match(reach: Reach) -> str:
-    networks = list(collapse_addresses(reach.to))
-    to = "" if networks == [_ANYWHERE] else f"ip daddr {_one_or_set(networks)} "
-    return f"{to}{reach.protocol} dport {_one_or_set(sorted(set(reach.ports)))} goto opening"
+def _matches(reach: Reach) -> list[str]:
+    """Rules, one for each version of IP unless it is everywhere."""
+    ports = f"{reach.protocol} dport {_one_or_set(sorted(set(reach.ports)))} goto opening"
+    if reach.to is None:
+        return [ports]
+    v4 = list(collapse_addresses(_of_version(IPv4Network, reach.to)))
+    v6 = list(collapse_addresses(_of_version(IPv6Network, reach.to)))
+    to = [f"ip daddr {_one_or_set(v4)}"] if v4 else []
+    to += [f"ip6 daddr {_one_or_set(v6)}"] if v6 else []
+    return [f"{match} {ports}" for match in to]
 
 
 def _one_or_set(values: Sequence[object]) -> str:
@@ -418,7 +540,7 @@ class _Config:
 
     _FIELDS = (
         *("mode", "parent", "slots", "addresses", "prefix_length", "gateway", "mac_prefix"),
-        *("resolvers", "names", "denied", "policies", "guard"),
+        *("resolvers", "names", "denied", "policies", "guard", "ipv6"),
     )
 
     def __init__(self, where: str) -> None:
@@ -435,24 +557,26 @@ class _Config:
             mode=mode,
             parent="" if routed else self._parent(fields.get("parent")),
             slots=self._integer(fields.get("slots"), ".slots", 1, 4096),
-            addresses=self._network(fields.get("addresses"), ".addresses"),
+            addresses=self._ipv4_network(fields.get("addresses"), ".addresses"),
             prefix_length=32
             if routed
             else self._integer(fields.get("prefix_length"), ".prefix_length", 8, 30),
-            gateway=ROUTED_GATEWAY if routed else self._address(fields.get("gateway"), ".gateway"),
+            gateway=ROUTED_GATEWAY
+            if routed
+            else self._ipv4_address(fields.get("gateway"), ".gateway"),
             mac_prefix=self._mac_prefix(fields.get("mac_prefix")),
             resolvers=tuple(
-                self._address(entry, f".resolvers[{i}]")
+                self._ipv4_address(entry, f".resolvers[{i}]")
                 for i, entry in enumerate(self._list(fields.get("resolvers", []), ".resolvers"))
             ),
             names=self._names(fields.get("names", {})),
             denied=tuple(
-                network
+                self._network(entry, f".denied[{i}]")
                 for i, entry in enumerate(self._list(fields.get("denied", []), ".denied"))
-                if (network := self._denied(entry, f".denied[{i}]")) is not None
             ),
             policies=self._policies(fields.get("policies")),
             guard_tables=self._guard(fields.get("guard", {"tables": []})),
+            ipv6=None if fields.get("ipv6") is None else self._ipv6(fields["ipv6"], routed),
         )
         self._check_addresses(config)
         if NetworkPolicy.INTERNET in config.policies and not config.resolvers:
@@ -492,6 +616,42 @@ class _Config:
                     f"{config.addresses} has {address}, {what}, among the slots' addresses",
                     "choose a range without it",
                 )
+        if config.ipv6 is not None:
+            self._check_ipv6(config, config.ipv6)
+
+    def _ipv6(self, value: object, routed: bool) -> IPv6Config:
+        known = ("prefix",) if routed else ("prefix", "prefix_length", "gateway")
+        fields = self._mapping(value, ".ipv6", known)
+        prefix = self._network(fields.get("prefix"), ".ipv6.prefix")
+        if not isinstance(prefix, IPv6Network) or prefix.prefixlen > MAX_IPV6_PREFIX_LENGTH:
+            raise self._wrong(
+                ".ipv6.prefix",
+                str(prefix),
+                f"write an IPv6 network of at most /{MAX_IPV6_PREFIX_LENGTH}",
+            )
+        if routed:
+            return IPv6Config(prefix, 128, ROUTED_GATEWAY_IPV6)
+        gateway = self._address(fields.get("gateway"), ".ipv6.gateway")
+        if not isinstance(gateway, IPv6Address):
+            raise self._wrong(".ipv6.gateway", str(gateway), "write an IPv6 address")
+        length = self._integer(fields.get("prefix_length"), ".ipv6.prefix_length", 8, 126)
+        return IPv6Config(prefix, length, gateway)
+
+    def _check_ipv6(self, config: NetworkConfig, ipv6: IPv6Config) -> None:
+        used = {config.ipv6_address(slot) for slot in range(config.slots)}
+        segment = IPv6Network((ipv6.prefix.network_address, ipv6.prefix_length), strict=False)
+        if not ipv6.gateway.is_link_local and ipv6.gateway not in segment:
+            raise HostSetupError(
+                f"{self._where}.ipv6.gateway",
+                f"is {ipv6.gateway}, which is not within the segment {segment} of the prefix",
+                "correct prefix, prefix_length or gateway",
+            )
+        if ipv6.gateway in used:
+            raise HostSetupError(
+                f"{self._where}.ipv6.prefix",
+                f"{ipv6.prefix} has {ipv6.gateway}, the gateway, among the slots' addresses",
+                "choose one without it",
+            )
 
     def _parent(self, value: object) -> str:
         if not isinstance(value, str) or not _INTERFACE_NAME.fullmatch(value):
@@ -507,7 +667,7 @@ class _Config:
             )
         return value.lower()
 
-    def _names(self, value: object) -> dict[str, tuple[IPv4Address, ...]]:
+    def _names(self, value: object) -> dict[str, tuple[Address, ...]]:
         if not isinstance(value, Mapping):
             raise self._wrong(".names", value, "write addresses by host name")
         names = {}
@@ -546,7 +706,7 @@ class _Config:
         fields = self._mapping(value, where, known)
         if fields.get("protocol") not in PROTOCOLS:
             raise self._wrong(f"{where}.protocol", fields.get("protocol"), "write tcp or udp")
-        to: tuple[IPv4Network, ...] = (_ANYWHERE,)
+        to: tuple[Network, ...] | None = None
         if with_to:
             to = tuple(
                 self._network(entry, f"{where}.to[{i}]")
@@ -576,19 +736,25 @@ class _Config:
             parsed.append((entry[0], entry[1]))
         return tuple(parsed)
 
-    def _denied(self, value: object, where: str) -> IPv4Network | None:
-        """None for an IPv6 network: slots have no IPv6, all of it is denied."""
-        if isinstance(value, str) and ":" in value:
-            return None
-        return self._network(value, where)
+    def _network(self, value: object, where: str) -> Network:
+        try:
+            return ip_network(value if isinstance(value, str) else "")
+        except ValueError:
+            raise self._wrong(where, value, "write a network such as 192.0.2.0/24") from None
 
-    def _network(self, value: object, where: str) -> IPv4Network:
+    def _ipv4_network(self, value: object, where: str) -> IPv4Network:
         try:
             return IPv4Network(value if isinstance(value, str) else "")
         except ValueError:
             raise self._wrong(where, value, "write an IPv4 network such as 192.0.2.0/24") from None
 
-    def _address(self, value: object, where: str) -> IPv4Address:
+    def _address(self, value: object, where: str) -> Address:
+        try:
+            return ip_address(value if isinstance(value, str) else "")
+        except ValueError:
+            raise self._wrong(where, value, "write an address") from None
+
+    def _ipv4_address(self, value: object, where: str) -> IPv4Address:
         try:
             return IPv4Address(value if isinstance(value, str) else "")
         except ValueError:

@@ -170,7 +170,14 @@ def _hold_slot(engine: Engine, connection: socket.socket, wanted: Any, uid: int)
     stage = {"name": "slot", "command": ["slot"], **wanted}
     parsed = parse_job({"environment": "slot", "stages": [stage]}).stages[0]
     with engine.hold_slot(parsed, lambda: _is_gone(connection)) as slot:
-        answer = {"result": {"address": str(slot.address), "interface": INTERFACE}}
+        address, ipv6 = str(slot.address), slot.ipv6_address
+        answer = {
+            "result": {
+                "address": address,
+                "ipv6": None if ipv6 is None else str(ipv6),
+                "interface": INTERFACE,
+            }
+        }
         socket.send_fds(connection, [json.dumps(answer).encode() + b"\n"], [slot.namespace])
         with contextlib.suppress(ConnectionError):
             while connection.recv(4096):

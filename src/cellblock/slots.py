@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from cellblock import network
@@ -50,9 +50,23 @@ _GUARD_SEEN_S = 0.02
 _ADDRESS_BUSY_S = 10.0
 _log = logging.getLogger("cellblock")
 
+# Before there is an interface, so that none ever has an address of its own making.
+_SYSCTLS_WITHOUT_IPV6 = {f"ipv6/conf/{name}/disable_ipv6": "1" for name in ("all", "default", "lo")}
+# One address, which we give it; no link-local one, and nothing that a router says.
+_SYSCTLS_WITH_IPV6 = {
+    f"ipv6/conf/{name}/{key}": value
+    for name in ("all", "default")
+    for key, value in {
+        "disable_ipv6": "0",
+        "forwarding": "0",
+        "accept_ra": "0",
+        "autoconf": "0",
+        "accept_redirects": "0",
+        "accept_source_route": "-1",
+        "addr_gen_mode": "1",
+    }.items()
+}
 _SYSCTLS = {
-    # Before there is an interface, so that none ever has an address of its own making.
-    **{f"ipv6/conf/{name}/disable_ipv6": "1" for name in ("all", "default", "lo")},
     "ipv4/ip_forward": "0",
     "ipv4/ping_group_range": "1 0",
     **{
@@ -68,6 +82,12 @@ _SYSCTLS = {
             "arp_announce": "2",
         }.items()
     },
+}
+_HOST_END_WITH_IPV6 = {
+    "disable_ipv6": "0",
+    "accept_ra": "0",
+    "accept_redirects": "0",
+    "addr_gen_mode": "1",
 }
 # A packet from the middle of an unknown connection is none of the job's.
 _CONNTRACK_SYSCTLS = {"netfilter/nf_conntrack_tcp_loose": "0"}
@@ -103,7 +123,9 @@ class Slot:
         """Makes it, closed. ``host`` is a socket in the host's namespace."""
         self._nft: Nft | None = None
         self.index = index
+        self._config = config
         self.address: IPv4Address = config.address(index)
+        self.ipv6_address: IPv6Address | None = config.ipv6_address(index)
         self._directory = directory
         self._cleanup = contextlib.ExitStack()
         try:
@@ -111,7 +133,10 @@ class Slot:
             self._cleanup.callback(os.close, self.namespace)
             self._cleanup.callback(self._forget_filter)
             with inside(self.namespace):
-                _write_sysctls(_SYSCTLS)
+                _write_sysctls(
+                    _SYSCTLS
+                    | (_SYSCTLS_WITHOUT_IPV6 if config.ipv6 is None else _SYSCTLS_WITH_IPV6)
+                )
                 self._netlink = Netlink()
                 self._cleanup.callback(self._netlink.close)
             _set_up(self._netlink, "lo")
@@ -135,7 +160,7 @@ class Slot:
         (self._directory / "hosts").write_text(access.hosts)
         (self._directory / "resolv.conf").write_text(access.resolv_conf)
         try:
-            self._filter().run(network.open_rules(access, constraints))
+            self._filter().run(network.open_rules(self._config, access, constraints))
         except NftError as problem:
             raise HostSetupError(
                 f"network slot {self.index}",
@@ -199,7 +224,7 @@ class Slot:
                 )
             host.add_macvlan(parent.index, INTERFACE, mac, self.namespace)
         else:
-            self._connect_routed(host, mac)
+            self._connect_routed(config, host, mac)
         # From here on a failure must take the interface with it: its address is to be free again.
         self._cleanup.callback(self._delete_interface)
         link = self._netlink.link(INTERFACE)
@@ -211,14 +236,24 @@ class Slot:
         self._netlink.add_address(link.index, self.address, config.prefix_length)
         _retry_while_busy(lambda: self._netlink.set_up(link.index))
         self._netlink.add_default_route(link.index, config.gateway)
+        if config.ipv6 is not None and self.ipv6_address is not None:
+            self._netlink.add_address(link.index, self.ipv6_address, config.ipv6.prefix_length)
+            self._netlink.add_default_route(link.index, config.ipv6.gateway)
 
-    def _connect_routed(self, host: Netlink, mac: bytes) -> None:
+    def _connect_routed(self, config: NetworkConfig, host: Netlink, mac: bytes) -> None:
         name = f"{HOST_END}{self.index}"
         host.add_veth(name, INTERFACE, mac, self.namespace)
         try:
             _write_sysctls(
                 {
-                    f"ipv6/conf/{name}/disable_ipv6": "1",
+                    **(
+                        {f"ipv6/conf/{name}/disable_ipv6": "1"}
+                        if config.ipv6 is None
+                        else {
+                            f"ipv6/conf/{name}/{key}": value
+                            for key, value in _HOST_END_WITH_IPV6.items()
+                        }
+                    ),
                     f"ipv4/conf/{name}/rp_filter": "1",
                     f"ipv4/conf/{name}/accept_redirects": "0",
                     f"ipv4/conf/{name}/send_redirects": "0",
@@ -227,6 +262,9 @@ class Slot:
             index = _set_up(host, name)
             host.add_address(index, network.ROUTED_GATEWAY, 32)
             host.add_host_route(index, self.address)
+            if self.ipv6_address is not None:
+                host.add_address(index, network.ROUTED_GATEWAY_IPV6, 64)
+                host.add_host_route(index, self.ipv6_address)
         except BaseException:
             self._delete_interface()
             raise

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network, IPv6Address
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -314,14 +314,14 @@ def slot_layers(fleet: expected.Fleet, facts: dict[str, Any]) -> list[Layer]:
         texts = [(policy, access, listed if more else "")]
         if more:
             # The engine refuses a list with forbidden addresses; opened, the rules must.
-            everything = Reach((IPv4Network("0.0.0.0/0"),), "tcp", (8080,))
+            everything = Reach(None, "tcp", (8080,))
             opened = replace(access, after_denied=(everything,))
             texts.append(("allow, all of 0.0.0.0/0", opened, "0.0.0.0/0"))
         for name, ready, entry in texts:
             limits = StageConstraints(
                 network_bytes_per_second=2**30, network_connections_per_second=10**6
             )
-            opening = network.open_rules(ready, limits).splitlines()
+            opening = network.open_rules(config, ready, limits).splitlines()
             text = inet + "\n".join(c for c in opening if not c.startswith("add rule arp"))
             cells = expected.slot_cells(fleet, address, mac, text, policy, entry)
             widened = policy == "internet" or entry == "0.0.0.0/0"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from cellblock.limits import StageConstraints
 from cellblock.network import Access, NetworkConfig
 
 CACHE = {"to": ["10.213.0.14/32"], "protocol": "tcp", "ports": [3142]}
+
+IPV6 = {"prefix": "fd00:cb::/64", "prefix_length": 64, "gateway": "fe80::1"}
 
 
 def section(**changes: Any) -> dict[str, Any]:
@@ -56,7 +59,7 @@ def stage(**fields: Any) -> Stage:
 
 
 def names(table: Mapping[str, Sequence[str]]) -> Any:
-    return lambda wanted: {name: [IPv4Address(a) for a in table[name]] for name in wanted}
+    return lambda wanted, ipv6: {name: [IPv4Address(a) for a in table[name]] for name in wanted}
 
 
 def allow(to: str, table: Mapping[str, Sequence[str]] | None = None, **changes: Any) -> Access:
@@ -102,9 +105,18 @@ def test_denied_has_the_segment_and_what_the_host_adds() -> None:
         ({"names": ["cache"]}, ".names", "by host name"),
         ({"names": {"a b": ["10.213.0.14"]}}, ".names", "host names"),
         ({"names": {"cache": []}}, ".names.cache", "one or more"),
-        ({"names": {"cache": ["::1"]}}, ".names.cache[0]", "IPv4 address"),
+        ({"names": {"cache": ["cache1"]}}, ".names.cache[0]", "an address"),
         ({"denied": "10.0.0.0/8"}, ".denied", "a list"),
-        ({"denied": ["10.0.0.1/8"]}, ".denied[0]", "IPv4 network"),
+        ({"denied": ["10.0.0.1/8"]}, ".denied[0]", "write a network"),
+        ({"ipv6": {**IPV6, "prefix": "10.0.0.0/8"}}, ".ipv6.prefix", "IPv6 network of at most /96"),
+        ({"ipv6": {**IPV6, "prefix": "fd00::/97"}}, ".ipv6.prefix", "IPv6 network of at most /96"),
+        ({"ipv6": {**IPV6, "prefix": "fd00::1/64"}}, ".ipv6.prefix", "write a network"),
+        ({"ipv6": {**IPV6, "prefix_length": 8.5}}, ".ipv6.prefix_length", "from 8 to 126"),
+        ({"ipv6": {**IPV6, "gateway": "10.213.0.30"}}, ".ipv6.gateway", "IPv6 address"),
+        ({"ipv6": {**IPV6, "gateway": "fd00:1::1"}}, ".ipv6.gateway", "not within the segment"),
+        ({"ipv6": {**IPV6, "gateway": "fd00:cb::ad5:81"}}, ".ipv6.prefix", "the gateway, among"),
+        ({"ipv6": {"prefix": "fd00::/64"}}, ".ipv6.gateway", "write an address"),
+        ({"mode": "routed", "ipv6": IPV6}, ".ipv6.prefix_length", "not a known field"),
         ({"policies": {"all": {}}}, ".policies.all", "not a known field"),
         ({"policies": {"cache": {"allow": [{**CACHE, "to": []}]}}}, ".to", "one or more"),
         ({"policies": {"cache": {"allow": [{**CACHE, "ports": [0]}]}}}, ".ports[0]", "65535"),
@@ -163,7 +175,7 @@ def test_names_are_pinned() -> None:
     access = allow("mirror.example", {"mirror.example": ["198.51.100.10", "203.0.113.10"]})
     assert "198.51.100.10\tmirror.example\n203.0.113.10\tmirror.example\n" in access.hosts
     assert "nameserver" not in access.resolv_conf
-    rules = network.open_rules(access, StageConstraints())
+    rules = network.open_rules(config(), access, StageConstraints())
     assert "ip daddr { 198.51.100.10/32, 203.0.113.10/32 } tcp dport 443 goto opening" in rules
 
 
@@ -173,7 +185,7 @@ def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(network.socket, "getaddrinfo", nothing)
     with pytest.raises(UnresolvedNameError, match=r"mirror\.example.*not known"):
-        network.resolve_names(["mirror.example"])
+        network.resolve_names(["mirror.example"], False)
 
 
 def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +193,7 @@ def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(network, "RESOLVE_TIMEOUT_S", 0.05)
     monkeypatch.setattr(network.socket, "getaddrinfo", lambda *_: [] if late.wait(5) else [])
     with pytest.raises(UnresolvedNameError, match="no answer within"):
-        network.resolve_names(["mirror.example"])
+        network.resolve_names(["mirror.example"], False)
     late.set()
 
 
@@ -202,16 +214,16 @@ def test_names_that_hang_take_no_more_than_their_share(monkeypatch: pytest.Monke
         for number in range(3):
             names = [f"{number}-{n}.slow" for n in range(network.MAX_LOOKUPS - 4)]
             with pytest.raises(UnresolvedNameError):
-                network.resolve_names(names)
+                network.resolve_names(names, False)
             assert len(hanging) <= network.MAX_LOOKUPS
         with pytest.raises(UnresolvedNameError, match="other names are being resolved"):
-            network.resolve_names(["one.fast"])
+            network.resolve_names(["one.fast"], False)
     finally:
         late.set()
     monkeypatch.setattr(network, "RESOLVE_TIMEOUT_S", 5.0)
     # More names than places, of which each is free again at once.
     many = [f"{n}.fast" for n in range(3 * network.MAX_LOOKUPS)]
-    assert len(network.resolve_names(many)) == len(many)
+    assert len(network.resolve_names(many, False)) == len(many)
 
 
 @pytest.mark.parametrize("excess", [0, 1])
@@ -220,16 +232,16 @@ def test_a_name_with_many_addresses(monkeypatch: pytest.MonkeyPatch, excess: int
     answer = [(0, 0, 0, "", (f"198.51.100.{n}", 0)) for n in range(count)]
     monkeypatch.setattr(network.socket, "getaddrinfo", lambda *_: answer)
     if not excess:
-        assert len(network.resolve_names(["mirror.example"])["mirror.example"]) == count
+        assert len(network.resolve_names(["mirror.example"], False)["mirror.example"]) == count
         return
     with pytest.raises(UnresolvedNameError, match=f"it has {count} of them, more than"):
-        network.resolve_names(["mirror.example"])
+        network.resolve_names(["mirror.example"], False)
 
 
 def test_policies_of_the_host() -> None:
     internet = Access.of(stage(network="internet"), "stages[0]", config(), "slave1")
     assert internet.resolv_conf == "nameserver 10.213.0.14\n"
-    lines = network.open_rules(internet, StageConstraints()).splitlines()
+    lines = network.open_rules(config(), internet, StageConstraints()).splitlines()
     chain = [line.partition(" allowed ")[2] for line in lines if " allowed " in line]
     assert chain == [
         "ip daddr 10.213.0.14/32 tcp dport 3142 goto opening",
@@ -258,7 +270,7 @@ def test_allow_lists_that_make_no_sense(fields: Any, complaint: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"to": "2001:db8::1"}, "to"),
+        ({"to": "2001:db8::1/64"}, "to"),
         ({"to": "198.51.100.1/24"}, "to"),
         ({"to": "198.51.100.999"}, "to"),
         ({"to": "198.51.100"}, "to"),
@@ -279,3 +291,70 @@ def test_entries_that_make_no_sense(changes: Any, field: str) -> None:
     with pytest.raises(InvalidJobError) as caught:
         stage(network="allow", network_allow=[entry])
     assert caught.value.subject == f"stages[0].network_allow[0].{field}"
+
+
+def test_ipv6_of_slots() -> None:
+    assert config().ipv6_address(0) is None
+    assert config().all_denied_ipv6() == ()
+    parsed = config(ipv6=IPV6)
+    assert str(parsed.ipv6_address(3)) == "fd00:cb::ad5:83"
+    denied = config(
+        ipv6={**IPV6, "prefix": "2001:db8:1:2::/64", "prefix_length": 56}, denied=["2a00::/64"]
+    ).all_denied_ipv6()
+    for address in """::1 ::ffff:10.0.0.1 64:ff9b::a00:1 100::1 2001::1 2002:a00:1:: fc00::1 fd00::1
+        fe80::1 fec0::1 ff02::1 2001:db8:1:ff::1 2a00::1 8000::1 5f00::1""".split():
+        assert any(IPv6Address(address) in network for network in denied), address
+    for address in ("2001:db8:2::1", "2606:4700::1", "2a00:0:0:1::1", "2001:200::1", "3fff:8::1"):
+        assert not any(IPv6Address(address) in network for network in denied), address
+    routed = config(mode="routed", ipv6={"prefix": "2001:db8:1:2::/64"}, denied=[])
+    assert IPv6Network("2001:db8:1:2::ad5:80/123") in routed.all_denied_ipv6()
+
+
+def test_allow_lists_with_ipv6() -> None:
+    with pytest.raises(UnsupportedNetworkError) as caught:
+        allow("2001:db8:2::1")
+    assert caught.value.subject == "stages[0].network_allow[0].to"
+    assert "jobs on slave1 have no IPv6" in caught.value.message
+    asked: list[bool] = []
+
+    def resolve(wanted: Sequence[str], ipv6: bool) -> Any:
+        asked.append(ipv6)
+        return {wanted[0]: [IPv4Address("198.51.100.7"), IPv6Address("2001:db8:2::7")]}
+
+    open_denied: dict[str, Any] = {"ipv6": IPV6, "denied": []}
+    entries = [
+        {"to": "mirror.example", "protocol": "tcp", "ports": [443]},
+        {"to": "2001:db8:3::/48", "protocol": "udp", "ports": [53]},
+    ]
+    wanted = stage(network="allow", network_allow=entries)
+    made = Access.of(wanted, "stages[0]", config(**open_denied), "slave1", resolve)
+    assert asked == [True]
+    assert made.hosts.splitlines() == [
+        "127.0.0.1\tlocalhost cellblock",
+        "::1\tlocalhost cellblock",
+        "198.51.100.7\tmirror.example",
+        "2001:db8:2::7\tmirror.example",
+    ]
+    rules = network.open_rules(config(**open_denied), made, StageConstraints())
+    assert "allowed ip daddr 198.51.100.7/32 tcp dport 443 goto opening" in rules
+    assert "allowed ip6 daddr 2001:db8:2::7/128 tcp dport 443 goto opening" in rules
+    assert "allowed ip6 daddr 2001:db8:3::/48 udp dport 53 goto opening" in rules
+    for to in ("fd00:cb::1", "::/0", "fe80::1", "2002:a00:1::/48", "2000::/3", "::ffff:10.0.0.1"):
+        with pytest.raises(ForbiddenDestinationError, match="which no job may reach"):
+            allow(to, **open_denied)
+
+
+def test_names_are_resolved_over_the_versions_that_slots_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    families = []
+
+    def answer(name: str, port: None, family: int, kind: int) -> list[Any]:
+        families.append(family)
+        return [(0, 0, 0, "", ("2001:db8::7%2", 0, 0, 0)), (0, 0, 0, "", ("198.51.100.7", 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    for ipv6 in (False, True):
+        found = network.resolve_names(["mirror.example"], ipv6)["mirror.example"]
+        assert [str(address) for address in found] == ["198.51.100.7", "2001:db8::7"]
+    assert families == [socket.AF_INET, socket.AF_UNSPEC]

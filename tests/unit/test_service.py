@@ -49,7 +49,9 @@ class FakeEngine:
     def hold_slot(self, stage: Stage, cancelled: Any) -> Iterator[Any]:
         self.held.append(stage)
         with open("/proc/self/ns/net") as namespace:
-            yield SimpleNamespace(address="192.0.2.1", namespace=namespace.fileno())
+            yield SimpleNamespace(
+                address="192.0.2.1", ipv6_address="2001:db8::1", namespace=namespace.fileno()
+            )
         self.ended.set()
 
     def run(self, job: Job, cancelled: Any) -> JobResult:
@@ -213,7 +215,7 @@ def test_bad_usage(arguments: list[str]) -> None:
 def test_a_slot_is_held_as_long_as_its_command_runs(engine: FakeEngine) -> None:
     with client.hold_slot({"network": "cache"}) as (namespace, about):
         assert engine.held[0].network is NetworkPolicy.CACHE
-        assert about == {"address": "192.0.2.1", "interface": "job0"}
+        assert about == {"address": "192.0.2.1", "ipv6": "2001:db8::1", "interface": "job0"}
         assert os.fstat(namespace).st_ino == os.stat("/proc/self/ns/net").st_ino
         assert not engine.ended.wait(0.1)
     assert engine.ended.wait(5)

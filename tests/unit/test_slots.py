@@ -83,7 +83,8 @@ def slot(
 
 def reach(namespace: int, address: str, port: int, *, timeout_s: float = 0.5) -> str:
     """``hello`` where the server answered, else what went wrong."""
-    with inside(namespace), socket.socket() as connection:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with inside(namespace), socket.socket(family) as connection:
         connection.settimeout(timeout_s)
         try:
             connection.connect((address, port))
@@ -599,3 +600,266 @@ def test_the_kernel_says_why(segment: lab.Segment) -> None:
         netlink.add_veth("lo", "x0", bytes.fromhex("02cb00000001"), segment.cache)
     assert caught.value.strerror
     netlink.close()
+
+
+# With IPv6.
+
+TARGETS_IPV6 = {
+    "cache": (lab.ipv6(lab.CACHE), 3142),
+    "cache, another port": (lab.ipv6(lab.CACHE), 9999),
+    "database": (lab.ipv6(lab.DATABASE), 5432),
+    "gateway": (lab.ipv6(lab.GATEWAY), 80),
+    "the slave": (lab.ipv6(lab.SLAVE), 22),
+    "web": (lab.INTERNET_IPV6, 80),
+    "another port": (lab.INTERNET_IPV6, 8080),
+}
+ALLOWED_IPV6 = {"to": lab.INTERNET_IPV6, "protocol": "tcp", "ports": [8080]}
+
+
+def of_ipv6(taken: Slot) -> str:
+    assert taken.ipv6_address is not None
+    return str(taken.ipv6_address)
+
+
+@pytest.mark.parametrize(
+    ("policy", "allow", "reachable"),
+    [
+        ("cache", (), {"cache"}),
+        ("internet", (), {"cache", "web"}),
+        ("allow", (ALLOWED_IPV6,), {"another port"}),
+        ("allow", (ALLOWED,), set()),
+    ],
+)
+def test_policies_over_ipv6(
+    make_pool: MakePool, segment: lab.Segment, policy: str, allow: Any, reachable: set[str]
+) -> None:
+    for target in TARGETS_IPV6.values():
+        if target[0] != lab.ipv6(lab.SLAVE):
+            assert reach(segment.cache, *target) == "hello", target
+    pool = make_pool(ipv6=True)
+    with slot(pool, policy, *allow) as taken:
+        # What the kernel sends of its own is no attempt of the job's.
+        assert taken.traffic().refused_packets == 0
+        seen = {n for n, to in TARGETS_IPV6.items() if reach(taken.namespace, *to) == "hello"}
+        assert seen == reachable
+        assert taken.traffic().refused_packets >= len(TARGETS_IPV6) - len(reachable)
+        # IPv4 is as it was.
+        over_ipv4 = {name for name, to in TARGETS.items() if reach(taken.namespace, *to) == "hello"}
+        assert (
+            over_ipv4
+            == {
+                "cache": {"cache"},
+                "internet": {"cache", "web", "web, elsewhere"},
+                "allow": {"another port"} if allow == (ALLOWED,) else set(),
+            }[policy]
+        )
+
+
+def test_a_slot_has_one_ipv6_address(make_pool: MakePool, segment: lab.Segment) -> None:
+    """None of its own making, none that a router offers, and no route but ours."""
+    with slot(make_pool(ipv6=True), "internet") as taken:
+        before = segment.ip(taken.namespace, "-6 route show table all")
+        advertise(segment, of_ipv6(taken))
+        listed = segment.ip(taken.namespace, f"-6 -o address show dev {INTERFACE}")
+        assert [line.split()[3] for line in listed.splitlines()] == [f"{of_ipv6(taken)}/64"]
+        assert segment.ip(taken.namespace, "-6 route show table all") == before
+        assert "default via fd00:cb::" in before
+        with inside(taken.namespace):
+            index = socket.if_nametoindex(INTERFACE)
+            for address in ("fe80::1", "ff02::1", "fd00:cb::1", "64:ff9b::a9fe:a9fe"):
+                sender = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+                with sender, pytest.raises(OSError):
+                    sender.sendto(b"x", (address, 80, 0, index))
+
+
+def advertise(segment: lab.Segment, listener: str) -> None:
+    """A router advertisement with a prefix, to all and to one; the cache, which listens, is control."""
+    prefix = socket.inet_pton(socket.AF_INET6, "2001:db8:bad::")
+    option = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 600, 600, 0) + prefix
+    message = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 600, 0, 0) + option
+    with inside(segment.cache):
+        Path("/proc/sys/net/ipv6/conf/eth0/accept_ra").write_text("2")
+    with inside(segment.gateway):
+        index = socket.if_nametoindex("eth0")
+        router = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        with router:
+            link_local = [
+                line.split()[3].partition("/")[0]
+                for line in segment.ip(
+                    segment.gateway, "-6 -o address show dev eth0 scope link"
+                ).splitlines()
+            ]
+            router.bind((link_local[0], 0, 0, index))
+            for option in (socket.IPV6_MULTICAST_HOPS, socket.IPV6_UNICAST_HOPS):
+                router.setsockopt(socket.IPPROTO_IPV6, option, 255)
+            for target in ("ff02::1", listener):
+                router.sendto(message, (target, 0, 0, index))
+    deadline = time.monotonic() + 5
+    while "2001:db8:bad:" not in segment.ip(segment.cache, "-6 address show dev eth0"):
+        assert time.monotonic() < deadline, "nobody heard the advertisement"
+        time.sleep(0.05)
+    with inside(segment.cache):
+        Path("/proc/sys/net/ipv6/conf/eth0/accept_ra").write_text("0")
+    for what in ("address", "route"):
+        for line in segment.ip(segment.cache, f"-6 -o {what} show dev eth0").splitlines():
+            if "2001:db8:bad:" in line:
+                words = line.split()
+                gone = words[3] if what == "address" else words[0]
+                segment.ip(segment.cache, f"-6 {what} delete {gone} dev eth0")
+            elif what == "route" and line.startswith("default via fe80"):
+                segment.ip(
+                    segment.cache, "-6 route delete " + " ".join(line.split()[:3]) + " dev eth0"
+                )
+
+
+def test_a_slot_with_ipv6_that_waits_does_not_answer(
+    make_pool: MakePool, segment: lab.Segment
+) -> None:
+    pool = make_pool(slots=1, ipv6=True)
+    waiting = pool._ready[0]
+
+    def ask() -> str:
+        segment.ip(segment.cache, "-6 neigh flush dev eth0")
+        reach(segment.cache, of_ipv6(waiting), 80, timeout_s=0.2)
+        return segment.ip(segment.cache, f"neigh show {of_ipv6(waiting)}")
+
+    assert "lladdr" not in ask()
+    assert segment.ip(waiting.namespace, f"-6 neigh show dev {INTERFACE}") == ""
+    waiting.open(access(pool, "cache"), FAST)
+    assert "lladdr" in ask()
+
+
+def test_siblings_do_not_meet_over_ipv6(make_pool: MakePool) -> None:
+    pool = make_pool(ipv6=True)
+    with slot(pool, "internet") as one, slot(pool, "internet") as other:
+        with inside(other.namespace):
+            listener = socket.create_server(("", 80), family=socket.AF_INET6)
+        with listener:
+            assert reach(one.namespace, of_ipv6(other), 80) != "hello"
+            for namespace in (one.namespace, other.namespace):
+                with inside(namespace):
+                    nft = Nft()
+                    nft.run("flush ruleset")
+                    nft.close()
+            assert "timed out" in reach(one.namespace, of_ipv6(other), 80)
+            assert reach(one.namespace, lab.ipv6(lab.DATABASE), 5432) == "hello"  # control
+
+
+def test_spoofed_ipv6_sources_stay_inside(make_pool: MakePool, segment: lab.Segment) -> None:
+    with (
+        slot(make_pool(ipv6=True), "internet") as taken,
+        inside(segment.cache),
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as wire,
+    ):
+        wire.settimeout(0.3)
+        reach(taken.namespace, lab.ipv6(lab.CACHE), 3142)
+        with inside(taken.namespace):
+            packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+            packets.bind((INTERFACE, 0))
+        own_mac = packets.getsockname()[4]
+        foreign_mac = b"\x02\xcb\0\0\0\1"
+        target = b"\x33\x33\0\0\0\1"
+        with packets:
+            for mac, source, payload in (
+                (own_mac, "fd00:cb::99", b"spoofed"),
+                (own_mac, "fe80::99", b"spoofed"),
+                (foreign_mac, of_ipv6(taken), b"spoofed"),
+                (own_mac, of_ipv6(taken), b"control"),
+            ):
+                with contextlib.suppress(OSError):
+                    packets.send(target + mac + b"\x86\xdd" + datagram_ipv6(source, payload))
+            seen = list(frames(wire))
+    assert any(b"control" in frame for frame in seen)
+    assert not any(b"spoofed" in frame for frame in seen)
+
+
+def datagram_ipv6(source: str, payload: bytes) -> bytes:
+    udp = struct.pack("!4H", 4000, 53, 8 + len(payload), 0) + payload
+    ends = (source, lab.ipv6(lab.CACHE))
+    addresses = b"".join(socket.inet_pton(socket.AF_INET6, end) for end in ends)
+    return struct.pack("!IHBB", 6 << 28, len(udp), 17, 64) + addresses + udp
+
+
+def test_a_routing_header_does_not_leave(make_pool: MakePool, segment: lab.Segment) -> None:
+    """Any program may set one (segment routing, RFC 8754); it names whom the first host is to pass
+    the packet on to."""
+    _IPV6_RTHDR = 57
+    last, first = (
+        socket.inet_pton(socket.AF_INET6, lab.ipv6(a)) for a in (lab.DATABASE, lab.CACHE)
+    )
+    header = struct.pack("!BBBBBBH", 0, 4, 4, 1, 1, 0, 0) + last + first
+
+    def send(namespace: int, payload: bytes) -> None:
+        with inside(namespace), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(socket.IPPROTO_IPV6, _IPV6_RTHDR, header)
+            with contextlib.suppress(PermissionError):
+                sender.sendto(payload, (lab.ipv6(lab.DATABASE), 3142))
+
+    entry = {"to": f"{lab.INTERNET_IPV6}", "protocol": "udp", "ports": [3142]}
+    pool = make_pool(ipv6=True)
+    with (
+        slot(pool, "allow", entry) as taken,
+        inside(segment.cache),
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as wire,
+    ):
+        wire.settimeout(0.3)
+        with inside(taken.namespace):
+            nft = Nft()
+        # Whatever else the rules say of the address: this is what the header's line is for.
+        nft.run("add rule inet cellblock allowed accept")
+        nft.close()
+        before = taken.traffic().refused_packets
+        send(taken.namespace, b"from a job")
+        assert taken.traffic().refused_packets == before + 1
+        send(segment.database, b"control")
+        seen = list(frames(wire))
+    assert any(b"control" in frame for frame in seen)
+    assert not any(b"from a job" in frame for frame in seen)
+
+
+def test_ipv6_over_routed_pairs(make_pool: MakePool, segment: lab.Segment) -> None:
+    with inside(segment.slave):
+        nft = Nft()
+        Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
+    nft.run(
+        "table ip6 nat { chain p { type nat hook postrouting priority 100; "
+        'iifname "cbj*" masquerade; }; }'
+    )
+    pool = make_pool(mode="routed", addresses="10.77.0.0/28", ipv6=True)
+    try:
+        with slot(pool, "internet") as taken:
+            assert of_ipv6(taken).startswith("fd00:77::a4d:")
+            seen = {n for n, to in TARGETS_IPV6.items() if reach(taken.namespace, *to) == "hello"}
+        assert seen == {"cache", "web"}
+    finally:
+        nft.run("flush ruleset")
+        nft.close()
+        with inside(segment.slave):
+            Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("0")
+
+
+def test_the_quota_counts_both_versions_of_ip(make_pool: MakePool, segment: lab.Segment) -> None:
+    limits = StageConstraints(network_bytes=20_000, network_bytes_per_second=2**30)
+    entries = [
+        {"to": address, "protocol": "udp", "ports": [81]}
+        for address in (lab.INTERNET, lab.INTERNET_IPV6)
+    ]
+    with inside(segment.gateway):  # nobody complains of what is sent
+        sink = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        sink.bind(("", 81))
+    with sink, slot(make_pool(ipv6=True), "allow", *entries, limits=limits) as taken:
+        for address, headers in ((lab.INTERNET, 28), (lab.INTERNET_IPV6, 48)):
+            before = taken.traffic().sent_bytes
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            with inside(taken.namespace), socket.socket(family, socket.SOCK_DGRAM) as sender:
+                sender.connect((address, 81))
+                for _ in range(9):
+                    sender.send(bytes(1000))
+            assert taken.traffic().sent_bytes - before == 9 * (1000 + headers)
+        assert taken.traffic().over_bytes_packets == 0
+        with inside(taken.namespace), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+            sender.connect((lab.INTERNET_IPV6, 81))
+            for _ in range(3):
+                with contextlib.suppress(OSError):
+                    sender.send(bytes(1000))
+        assert taken.traffic().over_bytes_packets > 0
