@@ -24,6 +24,8 @@ from vantages import ANSWERED, HOST, RETURNED, WORLD, Passage
 HOST_SIX, GATEWAY_SIX, STRANGER_SIX = "fd00:cb::21", "fe80::30", "fd00:cb::23"
 HOST_END_SIX = "fe80::cb:1"
 """The host's address towards every slot, in mode routed."""
+SECOND_SIX = "fd00:cb::29"
+"""Another address of the host's, which it begins nothing under by itself."""
 CACHE_SIX, DATABASE_SIX = "fd00:cb::14", "fd00:cb::12"
 SOLICIT, ADVERT = 135, 136
 ERRORS = {1: True, 2: True, 3: True, 4: True, 5: False}
@@ -95,6 +97,7 @@ def _forged(host_mac: str, slots: list[tuple[str, str]]) -> Iterator[Passage]:
         ("slot0", STRANGER_MAC, zero, False),
         ("slot0", STRANGER_MAC, STRANGER_SIX, False),
         (HOST, host_mac, HOST_SIX, True),
+        (HOST, host_mac, SECOND_SIX, True),
         (HOST, host_mac, "fe80::21", True),
         (HOST, host_mac, zero, False),
         (HOST, host_mac, one, False),
@@ -232,7 +235,7 @@ def routed_guard(fleet: Fleet, slots: list[str], text: str) -> list[Passage]:
         packet = _about(source, HOST_END_SIX, SOLICIT, HOST_END_SIX)
         cells.append(Passage(f"spoofed {source}, asking for the host", "slot0", packet))
     watched = frozenset(("slot1", HOST, WORLD, RETURNED))
-    for target in (other, HOST_SIX, HOST_END_SIX):
+    for target in (other, HOST_SIX, SECOND_SIX, HOST_END_SIX):
         for protocol in ("tcp", "udp", "icmp"):
             packet = _packet(address, target, protocol, 22)
             name = f"{protocol} 22 to {target} of slot0"
@@ -243,8 +246,9 @@ def routed_guard(fleet: Fleet, slots: list[str], text: str) -> list[Passage]:
 def _hosts_own(slots: list[str]) -> Iterator[Passage]:
     """What is not the jobs': left alone. And the host says to jobs only what their stacks need."""
     there = frozenset((HOST,))
-    packet = _packet(HOST_SIX, OUTSIDE_SIX, "udp", 123)
-    yield Passage("udp 123 of the host", HOST, packet, _ARRIVED, seen_as=HOST_SIX)
+    for source in (HOST_SIX, SECOND_SIX):
+        packet = _packet(source, OUTSIDE_SIX, "udp", 123)
+        yield Passage(f"udp 123 of {source}", HOST, packet, _ARRIVED, seen_as=source)
     for protocol in ("tcp", "udp", "icmp"):
         packet = _packet("fd00:cb::2", HOST_SIX, protocol, 22)
         yield Passage(f"{protocol} 22 to the host", WORLD, packet, there)

@@ -345,6 +345,7 @@ def guarded(
         slave,
         *(f"address add {a} dev eth0" for a in ("10.213.0.21/24", f"{guards.SECOND}/24")),
         "address add fd00:cb::21/64 dev eth0 nodad",
+        f"address add {guards6.SECOND_SIX}/64 dev eth0 nodad preferred_lft 0",
         "route add default via 10.213.0.30",
         "route add default via fd00:cb::30",
     )
@@ -476,7 +477,7 @@ def bits(address: str) -> str:
 
 def ipv6_strangers(slots: list[str]) -> dict[str, list[str]]:
     return {
-        "slot_addresses6": [guards6.HOST_SIX],
+        "slot_addresses6": [guards6.SECOND_SIX],
         "services6": [
             f"{guards6.DATABASE_SIX} . tcp . 5432",
             f"{guards6.CACHE_SIX} . tcp . 22",

@@ -116,6 +116,7 @@ def _rule(rule: str, strangers: Mapping[str, Sequence[str]]) -> Iterator[tuple[s
             yield f"{field} without {element}", f"{before}{field} {{ {others} }} {after}"
         for stranger in strangers.get(field, ()):
             yield f"{field} also {stranger}", f"{before}{field} {{ {listed}, {stranger} }} {after}"
+        rest = rest[: match.start()] + "\0" * len(match.group()) + rest[match.end() :]
     for pattern in _MATCHES:
         for match in pattern.finditer(rest):
             mutated = rule[: match.start()] + rule[match.end() :]
