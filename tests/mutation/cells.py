@@ -26,7 +26,7 @@ def neighbour(address: str) -> str:
 
 class Fleet:
     """The declared flows, read once more. ``facts`` is plain data: groups, addresses, networks,
-    services, flows, job_flows, job_address, internet, special (CIDR)."""
+    services, flows, job_flows, job_address, internet, special (CIDR), ipv6_jobs: whether jobs have IPv6."""
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         self.facts = facts
@@ -73,7 +73,7 @@ class Fleet:
     def any_policy(self, address: str, protocol: str, port: int) -> bool:
         """Whether the union of all policies reaches it, as far as guards tell services apart: outside
         the fleet, TCP and UDP as a whole."""
-        if ":" in address:
+        if ":" in address and not self.facts.get("ipv6_jobs"):
             return False
         for host, addresses in self.facts["addresses"].items():
             if address in addresses:
@@ -451,6 +451,7 @@ def _slot_ipv6(some: Packet) -> Iterator[Cell]:
     slot, other = some.source, neighbour(some.source)
     yield Cell("spoofed IPv6", OUT, Packet(other, some.target, TCP, 0, some.dport, SYN))
     yield from _errors({}, {6: some})
+    yield Cell("with a routing header", OUT, replace(some, route=True), _NOTHING, None, _LEFT)
     for target in ("fe80::30", "ff02::1", other):
         yield Cell(f"IPv6 to {target}", OUT, replace(some, target=target), frozenset(("refused",)))
     body = bytes(8)

@@ -98,7 +98,7 @@ _TABLE: tuple[tuple[str, str, str, str, str], ...] = (
 )
 
 
-_FRAMES, _ROUTED = "guard, mode macvlan", "guard, mode routed"
+_FRAMES, _ROUTED = "guard, mode macvlan(, IPv6)?", "guard, mode routed(, IPv6)?"
 _COUNTED = "what comes to it comes to a drop anyway; the rule counts it under another name"
 _TABLE += (
     (
@@ -106,12 +106,12 @@ _TABLE += (
         "a match on an address of that protocol looks at its packets only",
     ),
     (
-        *("guard, mode .*", "outgoing|incoming", "without ip [sd]addr @everywhere", _ALL),
+        *("guard, mode .*", "(outgoing|incoming)6?", "without ip6? [sd]addr @everywhere6?", _ALL),
         "the set holds every address; it is there for the moment while the table is being replaced",
     ),
-    (*(_FRAMES, "outgoing", "removed", "counter name refused_out drop"), _COUNTED),
+    (*(_FRAMES, "outgoing6?", "removed", "counter name refused_out drop"), _COUNTED),
     (*(_FRAMES, "egress", "removed|without .*", "ether saddr @slot_macs .* drop"), _COUNTED),
-    (*(_FRAMES, "everything", "IPv6 half removed", ""), _COUNTED),
+    (*("guard, mode macvlan", "everything", "IPv6 half removed", ""), _COUNTED),
     (
         *(_FRAMES, "egress", "swapped", "policy drop;"),
         "the chain's last rule drops all that gets to it, so that its policy is never asked",
@@ -125,13 +125,18 @@ _TABLE += (
         "the host has these addresses itself, so that the chain input refuses them",
     ),
     (
+        *(_ROUTED, "denied6", "ff00::/8 (removed|narrowed .*)", ""),
+        "what is for many is routed by another table of the kernel's, which is empty; IPv4's range has "
+        "addresses besides that are for one",
+    ),
+    (
         *(_ROUTED, "prerouting", "removed|verdict swapped", ".* meta nfproto != ipv4 .*"),
         "what slots send is let through by its IPv4 address only, and to the host nothing is; the rule "
         "says so once more",
     ),
     (
-        *(_ROUTED, "output", 'without oifname "cbj\\*"', ".* icmp type .* accept"),
-        "the chain's policy accepts whatever is not for a job",
+        *(_ROUTED, "input|output", r'without [io]ifname "cbj\*"', ".* icmp(v6)? type .* accept.*"),
+        "the chain's policy accepts whatever is not of a job or for one",
     ),
     (
         *(_ROUTED, "incoming", "icmp type also redirect", _ALL),

@@ -305,10 +305,12 @@ def _errors(seen_as: str, address: str) -> Iterator[Passage]:
         yield Passage(f"ICMP error {type_} about nothing", WORLD, error)
 
 
-def _held(slots: list[str], *services: tuple[str, int]) -> Iterator[Passage]:
+def _held(
+    slots: list[str], *services: tuple[str, int], outside: str = OUTSIDE
+) -> Iterator[Passage]:
     """Connections from before the rules that the other side began."""
     for protocol, port in services:
-        packet = _packet(OUTSIDE, slots[0], protocol, port)
+        packet = _packet(outside, slots[0], protocol, port)
         for sender, other in (("slot0", WORLD), (WORLD, "slot0")):
             yield Passage(
                 f"{protocol} {port} of before, begun outside, {sender} sends",

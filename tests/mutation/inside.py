@@ -15,12 +15,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, Protocol
 
 import cells as expected
 import equivalent
 import guards
+import guards6
 from mutants import Mutant, mutants
 from packets import ICMP, ICMPV6, TCP, UDP
 from prober import IN, OUT, QUIET_S, Cell, Difference, Prober
@@ -349,7 +351,9 @@ def _of_ipv6(layer: Layer) -> Layer:
     return replace(layer, name=f"{layer.name}, IPv6", is_about=is_about)
 
 
-def guarded(facts: Mapping[str, Any], mode: str) -> tuple[int, int, list[Slot], list[str]]:
+def guarded(
+    facts: Mapping[str, Any], mode: str, *, ipv6: bool = False
+) -> tuple[int, int, list[Slot], list[str]]:
     """A slave with two slots, made as the engine does: its namespace, the world's, the slots and their
     MACs. All that hinders jobs besides the rules is open."""
     slave = new_namespace()
@@ -360,6 +364,7 @@ def guarded(facts: Mapping[str, Any], mode: str) -> tuple[int, int, list[Slot], 
         slave,
         *(f"address add {a} dev eth0" for a in ("10.213.0.21/24", f"{guards.SECOND}/24")),
         "address add fd00:cb::21/64 dev eth0 nodad",
+        f"address add {guards6.SECOND_SIX}/64 dev eth0 nodad preferred_lft 0",
         "route add default via 10.213.0.30",
         "route add default via fd00:cb::30",
     )
@@ -369,7 +374,13 @@ def guarded(facts: Mapping[str, Any], mode: str) -> tuple[int, int, list[Slot], 
             "link add link eth0 name cellblock0 type macvlan mode private",
             "link set cellblock0 up",
         )
-    config = NetworkConfig.parse({**facts["engine"], "mode": mode, "slots": 2}, "network")
+    engine = {**facts["engine"], "mode": mode, "slots": 2}
+    if ipv6:
+        on_segment = {"prefix_length": 64, "gateway": guards6.GATEWAY_SIX}
+        engine["ipv6"] = {"prefix": facts["ipv6_prefix"]} | (
+            on_segment if mode == "macvlan" else {}
+        )
+    config = NetworkConfig.parse(engine, "network")
     slots = []
     with inside(slave):
         for number in range(2):
@@ -387,8 +398,11 @@ def guarded(facts: Mapping[str, Any], mode: str) -> tuple[int, int, list[Slot], 
     return slave, world, slots, macs
 
 
-def frame_guard_layer(fleet: expected.Fleet, facts: Mapping[str, Any]) -> Layer:
-    slave, world, slots, macs = guarded(facts, "macvlan")
+def framed(
+    facts: Mapping[str, Any], *, ipv6: bool = False
+) -> tuple[int, Vantages, list[Slot], list[str]]:
+    """A slave in mode macvlan, and what looks at its frames."""
+    slave, world, slots, macs = guarded(facts, "macvlan", ipv6=ipv6)
     wires = {
         guards.HOST: (slave, "eth0"),
         guards.WORLD: (world, "world0"),
@@ -399,7 +413,11 @@ def frame_guard_layer(fleet: expected.Fleet, facts: Mapping[str, Any]) -> Layer:
         guards.WORLD: (WORLD_MAC, HOST_MAC),
         **{f"slot{n}": (mac, WORLD_MAC) for n, mac in enumerate(macs)},
     }
-    prober = Vantages(slave, wires, ends, host_routes=False)
+    return slave, Vantages(slave, wires, ends, host_routes=False), slots, macs
+
+
+def frame_guard_layer(fleet: expected.Fleet, facts: Mapping[str, Any]) -> Layer:
+    slave, prober, slots, macs = framed(facts)
     # As the program of the guard does it.
     text = facts["guards"]["macvlan"].replace("@mac:eth0@", HOST_MAC)
     pairs = [(str(slot.address), mac) for slot, mac in zip(slots, macs, strict=True)]
@@ -418,8 +436,9 @@ def frame_guard_layer(fleet: expected.Fleet, facts: Mapping[str, Any]) -> Layer:
     return Layer("guard, mode macvlan", text, nft, prober, cells, strangers)
 
 
-def routed_layers(fleet: expected.Fleet, facts: Mapping[str, Any]) -> list[Layer]:
-    slave, world, slots, macs = guarded(facts, "routed")
+def routed(facts: Mapping[str, Any], *, ipv6: bool = False) -> tuple[int, Vantages, list[Slot]]:
+    """A slave in mode routed, and what looks at what it passes on."""
+    slave, world, slots, macs = guarded(facts, "routed", ipv6=ipv6)
     wires = {
         guards.WORLD: (world, "world0"),
         **{f"slot{n}": (slot.namespace, INTERFACE) for n, slot in enumerate(slots)},
@@ -427,9 +446,15 @@ def routed_layers(fleet: expected.Fleet, facts: Mapping[str, Any]) -> list[Layer
     with inside(slave):
         listed = subprocess.run(["ip", "-json", "link"], capture_output=True, check=True).stdout
         links = {link["ifname"]: link["address"] for link in json.loads(listed)}
-        nft = Nft()
     ends = {f"slot{n}": (mac, links[f"{HOST_END}{n}"]) for n, mac in enumerate(macs)}
-    prober = Vantages(slave, wires, {**ends, guards.WORLD: (WORLD_MAC, HOST_MAC)}, host_routes=True)
+    ends[guards.WORLD] = (WORLD_MAC, HOST_MAC)
+    return slave, Vantages(slave, wires, ends, host_routes=True), slots
+
+
+def routed_layers(fleet: expected.Fleet, facts: Mapping[str, Any]) -> list[Layer]:
+    slave, prober, slots = routed(facts)
+    with inside(slave):
+        nft = Nft()
     addresses = [str(slot.address) for slot in slots]
     text = facts["guards"]["routed"]
     cells = guards.routed_guard(fleet, "10.213.0.21", guards.SECOND, addresses, text)
@@ -456,6 +481,72 @@ def routed_layers(fleet: expected.Fleet, facts: Mapping[str, Any]) -> list[Layer
     ]
 
 
+def is_about_ipv6(mutant: Mutant) -> bool:
+    """What is there for IPv6 only; the rest has a layer of its own."""
+    return (
+        mutant.where == "everything"
+        or mutant.where.endswith("6")
+        or re.search(r"\bip6 |icmpv6|exthdr|@\w+6\b", mutant.rule) is not None
+    )
+
+
+def bits(address: str) -> str:
+    return f"0x{int(IPv6Address(address)):032x}"
+
+
+def ipv6_strangers(slots: list[str]) -> dict[str, list[str]]:
+    return {
+        "slot_addresses6": [guards6.SECOND_SIX],
+        "services6": [
+            f"{guards6.DATABASE_SIX} . tcp . 5432",
+            f"{guards6.CACHE_SIX} . tcp . 22",
+        ],
+        "denied6": [guards.OUTSIDE_SIX],
+        "@th,64,128": [bits(guards6.STRANGER_SIX), bits(slots[1])],
+    }
+
+
+def frame_guard_ipv6_layer(facts: Mapping[str, Any]) -> Layer:
+    slave, prober, slots, macs = framed(facts, ipv6=True)
+    text = facts["ipv6_guards"]["macvlan"].replace("@mac:eth0@", HOST_MAC)
+    addresses = [str(slot.ipv6_address) for slot in slots]
+    pairs = list(zip(addresses, macs, strict=True))
+    fleet = expected.Fleet({**facts, "ipv6_jobs": True})
+    cells = guards6.frame_guard(fleet, HOST_MAC, pairs, text)
+    strangers = ipv6_strangers(addresses) | {
+        "slots6": [
+            f"{macs[0]} . {addresses[1]}",
+            f"{guards.STRANGER_MAC} . {guards6.STRANGER_SIX}",
+        ],
+        "ether saddr . @th,64,128": [
+            f"{macs[0]} . {bits(addresses[1])}",
+            f"{macs[0]} . {bits(guards6.STRANGER_SIX)}",
+        ],
+    }
+    with inside(slave):
+        nft = Nft()
+    name = "guard, mode macvlan, IPv6"
+    return Layer(name, text, nft, prober, cells, strangers, is_about_ipv6)
+
+
+def routed_ipv6_layer(facts: Mapping[str, Any]) -> Layer:
+    slave, prober, slots = routed(facts, ipv6=True)
+    with inside(slave):
+        nft = Nft()
+    text = facts["ipv6_guards"]["routed"]
+    addresses = [str(slot.ipv6_address) for slot in slots]
+    fleet = expected.Fleet({**facts, "ipv6_jobs": True})
+    cells = guards6.routed_guard(fleet, addresses, text)
+    strangers = ipv6_strangers(addresses) | {
+        "slots6": [
+            f'"{HOST_END}0" . {addresses[1]}',
+            f'"{HOST_END}0" . {guards6.STRANGER_SIX}',
+        ],
+    }
+    name = "guard, mode routed, IPv6"
+    return Layer(name, text, nft, prober, cells, strangers, is_about_ipv6)
+
+
 def main() -> None:
     facts = json.load(sys.stdin)
     wanted, only = (sys.argv[1:] + ["", ""])[:2]
@@ -468,6 +559,8 @@ def main() -> None:
     makers.append(("slot", lambda: slot_layers(fleet, facts, ipv6=False)))
     makers.append(("slot, IPv6", lambda: slot_layers(fleet, facts, ipv6=True)))
     makers.append(("guard, mode macvlan", lambda: [frame_guard_layer(fleet, facts)]))
+    makers.append(("guard, mode macvlan, IPv6", lambda: [frame_guard_ipv6_layer(facts)]))
+    makers.append(("guard, mode routed, IPv6", lambda: [routed_ipv6_layer(facts)]))
     makers.append(("guard, mode routed forward of slave1", lambda: routed_layers(fleet, facts)))
     turn, output = multiprocessing.Value("i", 0), multiprocessing.Lock()
 

@@ -27,14 +27,18 @@ _MATCHES = (
     re.compile(r"\bct direction \w+ "),
     re.compile(r"\bfib [\w .]+ (?:missing|!= local) "),
     re.compile(r"\btcp flags & [^=]+== \w+ "),
+    re.compile(r"\bip6 hoplimit \d+ "),
+    re.compile(r"\bexthdr \w+ exists "),
 )
+_BITS = re.compile(r"((?:ether saddr \. )?@th,\d+,\d+) \{ ([^}]*) \} ")
+"""Bits of a packet that nft has no word for, among the elements of a set without a name."""
 _WIDER = re.compile(r"\bip6? [sd]addr (?:!= )?(?:\{ )?([0-9a-f.:]+(?:/\d+)?) ")
 _PROTOCOLS = re.compile(r"\bmeta l4proto \{([^}]*,[^}]*)\}")
 _PORT = re.compile(r"\b(tcp|udp|th) ([sd]port) (\{[^}]*\}|\d+) ")
 _TYPES = re.compile(r"\b(icmp|icmpv6) type (?:\{ ([^}]*) \}|([\w-]+)) ")
 _HEADER = re.compile(r"\s*(chain|set|table)\s+(?:\w+\s+)?(\w+)\s*\{")
 _ADDED = re.compile(r"(add rule \w+ \w+ (\w+)) (.*)")
-_IPV6 = re.compile(r"ip6|ipv6|icmpv6|_v6\b")
+_IPV6 = re.compile(r"ip6|ipv6|icmpv6|_v6\b|exthdr")
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def mutants(text: str, strangers: Mapping[str, Sequence[str]]) -> Iterator[Mutan
             for what, mutated in _elements(line, strangers.get(where, ()), interval):
                 yield Mutant(where, "", what, changed(index, mutated))
         elif added := _ADDED.fullmatch(stripped):
-            for what, rule in _rule(added.group(3)):
+            for what, rule in _rule(added.group(3), strangers):
                 mutated = None if rule is None else f"{added.group(1)} {rule}"
                 yield Mutant(added.group(2), added.group(3), what, changed(index, mutated))
         elif kind == "chain" and (policy := re.search(r"policy (accept|drop);", line)):
@@ -78,7 +82,7 @@ def mutants(text: str, strangers: Mapping[str, Sequence[str]]) -> Iterator[Mutan
             mutated = line.replace(policy.group(0), f"policy {other};")
             yield Mutant(where, policy.group(0), "swapped", changed(index, mutated))
         elif kind == "chain" and stripped and stripped[0] not in "#}":
-            for what, rule in _rule(stripped):
+            for what, rule in _rule(stripped, strangers):
                 yield Mutant(where, stripped, what, changed(index, rule))
         if stripped == "}":
             kind = ""
@@ -88,7 +92,7 @@ def mutants(text: str, strangers: Mapping[str, Sequence[str]]) -> Iterator[Mutan
         yield Mutant("everything", "", "IPv4 only", _ipv4_only(text))
 
 
-def _rule(rule: str) -> Iterator[tuple[str, str | None]]:
+def _rule(rule: str, strangers: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str | None]]:
     if not _VERDICT.search(rule):
         # It counts or writes, and decides nothing.
         return
@@ -101,6 +105,17 @@ def _rule(rule: str) -> Iterator[tuple[str, str | None]]:
     for match in _CONCATENATION.finditer(rule):
         yield f"without {match.group().strip()}", rule[: match.start()] + rule[match.end() :]
         # What is within it is no match of its own.
+        rest = rest[: match.start()] + "\0" * len(match.group()) + rest[match.end() :]
+    for match in _BITS.finditer(rule):
+        field, listed = match.groups()
+        before, after = rule[: match.start()], rule[match.end() :]
+        yield f"without {field}", before + after
+        elements = listed.split(", ")
+        for element in elements:
+            others = ", ".join(entry for entry in elements if entry != element)
+            yield f"{field} without {element}", f"{before}{field} {{ {others} }} {after}"
+        for stranger in strangers.get(field, ()):
+            yield f"{field} also {stranger}", f"{before}{field} {{ {listed}, {stranger} }} {after}"
         rest = rest[: match.start()] + "\0" * len(match.group()) + rest[match.end() :]
     for pattern in _MATCHES:
         for match in pattern.finditer(rest):
@@ -163,7 +178,7 @@ def _elements(line: str, strangers: Sequence[str], interval: bool) -> Iterator[t
 
 def _without_ipv6(text: str) -> str:
     """Neither a rule nor a set for IPv6 is left."""
-    text = re.sub(r"[\t ]+set (?:\w+_v6|ipv6_\w+) \{[^}]*\{[^}]*\}\s*\}\n", "", text)
+    text = re.sub(r"[\t ]+set (?:\w+6|ipv6_\w+) \{[^}]*\{[^}]*\}\s*\}\n", "", text)
     return "\n".join(
         line
         for line in text.split("\n")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from ipaddress import ip_address
 
-TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
+TCP, UDP, ICMP, ICMPV6, ROUTING = 6, 17, 1, 58, 43
 SYN, RST, ACK, SYN_ACK = 0x02, 0x04, 0x10, 0x12
 MAGIC = b"cellblk"
 
@@ -16,7 +16,7 @@ MAGIC = b"cellblk"
 @dataclass(frozen=True)
 class Packet:
     """One way of a conversation. ``type`` is TCP's flags, or ICMP's type; ``inner``: of which
-    packet an ICMP error tells."""
+    packet an ICMP error tells; ``route``: with a routing header (IPv6)"""
 
     source: str
     target: str
@@ -28,6 +28,7 @@ class Packet:
     hops: int = 64
     data: bytes = b""
     later: bool = False
+    route: bool = False
 
     @property
     def version(self) -> int:
@@ -49,7 +50,12 @@ class Packet:
         sum_ = _checksum(body if self.protocol == ICMP else pseudo + body)
         body = body[:at] + struct.pack("!H", sum_ or 0xFFFF) + body[at + 2 :]
         if self.version == 6:
-            head = struct.pack("!IHBB", 6 << 28, len(body), self.protocol, self.hops)
+            protocol = self.protocol
+            if self.route:
+                # Of the type that a job's program may set (RFC 6275), at its end: nobody is named any more.
+                body = struct.pack("!BBBBI", protocol, 2, 2, 0, 0) + target + body
+                protocol = ROUTING
+            head = struct.pack("!IHBB", 6 << 28, len(body), protocol, self.hops)
             return head + source + target + body
         head = struct.pack(
             "!BBHHHBBH4s4s",

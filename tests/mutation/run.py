@@ -40,6 +40,7 @@ GROUPS = {
 }
 MUTATED = ["slave1", "master1", "cache1", "database1"]  # the longest first
 GUARDED_SLOTS = 2
+IPV6_PREFIX = "fd00:cb::/64"
 TIME_LIMIT_S = 900
 
 
@@ -75,7 +76,9 @@ def facts() -> dict[str, Any]:
         "denied": jobs["denied"],
         "policies": policies,
     }
-    made = prepared(data)
+    with_ipv6 = {**data, "job_ipv6_prefixes": {"slave1": IPV6_PREFIX}}
+    ipv6_policies = job_network(parse_fleet(with_ipv6), "slave1", 4)["policies"]
+    made = prepared(data, with_ipv6)
     return {
         **data,
         **made,
@@ -84,16 +87,24 @@ def facts() -> dict[str, Any]:
         "internet": ["198.51.100.10", "2001:db8:113::10"],
         "unroutable": ["10.99.0.5", "fd00:99::5"],
         "special": [str(network) for network in NOT_INTERNET],
-        "engine": {**engine, "resolvers": [a for a in engine["resolvers"] if ":" not in a]},
+        "ipv6_prefix": IPV6_PREFIX,
+        "engine": engine,
+        "ipv6_engine": {
+            **engine,
+            "policies": {name: p for name, p in ipv6_policies.items() if name != "none"},
+            "ipv6": {"prefix": IPV6_PREFIX, "prefix_length": 64, "gateway": "fd00:cb::30"},
+        },
     }
 
 
-def prepared(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The host image and the rules that Ansible makes of the fleet ``data``: see prepare.yml."""
+def prepared(data: Mapping[str, Any], with_ipv6: Mapping[str, Any]) -> dict[str, Any]:
+    """The host image and the rules that Ansible makes of the fleet ``data``, and of the one whose jobs
+    have IPv6: see prepare.yml."""
     with tempfile.TemporaryDirectory() as directory:
         output, options = Path(directory) / "output.json", Path(directory) / "options.json"
         given = {
             "mutation_fleet": data,
+            "mutation_ipv6_fleet": with_ipv6,
             "mutation_hosts": MUTATED,
             "mutation_slots": GUARDED_SLOTS,
             "mutation_output": str(output),
