@@ -26,16 +26,16 @@ CONTROLLER = "controller"
 # What is never "the internet": the special-purpose registries of IANA (RFC 6890 and its successors),
 # without the ranges for documentation (RFC 5737, RFC 3849). Those lead nowhere on a real network,
 # and on the local fleet they are its internet. 168.63.129.16 is public by its number and hands out
-# configuration and credentials to Azure's machines. 64:ff9b::/96 (NAT64) and 2002::/16 (6to4) would carry
-# a private IPv4 address inside.
+# configuration and credentials to Azure's machines. Of IPv6 it is all that is not global unicast
+# (2000::/3), and there what tunnels (Teredo, 6to4): 64:ff9b::/96 (NAT64) and 2002::/16 (6to4) would
+# carry a private IPv4 address inside.
 NOT_INTERNET: tuple[Network, ...] = tuple(
     ip_network(cidr)
     for cidr in """
     0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
     192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 224.0.0.0/3
     168.63.129.16/32
-    ::/96 ::ffff:0:0/96 64:ff9b::/96 64:ff9b:1::/48 100::/64 2001::/23 2002::/16 fc00::/7 fe80::/10
-    fec0::/10 ff00::/8
+    ::/3 2001::/23 2002::/16 4000::/2 8000::/1
     """.split()
 )
 

@@ -452,8 +452,12 @@ def _slot_ipv6(some: Packet) -> Iterator[Cell]:
     yield Cell("spoofed IPv6", OUT, Packet(other, some.target, TCP, 0, some.dport, SYN))
     yield from _errors({}, {6: some})
     yield Cell("with a routing header", OUT, replace(some, route=True), _NOTHING, None, _LEFT)
-    for target in ("fe80::30", "ff02::1", other):
-        yield Cell(f"IPv6 to {target}", OUT, replace(some, target=target), frozenset(("refused",)))
+    for target, expected in (
+        ("fe80::30", frozenset(("refused",))),
+        ("ff02::1", _NOTHING),  # of multicast, nobody is told that it was refused
+        (other, frozenset(("refused",))),
+    ):
+        yield Cell(f"IPv6 to {target}", OUT, replace(some, target=target), expected)
     body = bytes(8)
     for type_, hops, arrives, leaves in (
         (135, 255, True, True),
@@ -478,9 +482,7 @@ def _slot_ipv6(some: Packet) -> Iterator[Cell]:
     yield Cell("loopback IPv6", LOOPBACK, loop, frozenset(("answered",)))
 
 
-def frame_cells(
-    slot: str, slot_ipv6: str, slot_mac: str, other: str, other_mac: str
-) -> list[Cell]:
+def frame_cells(slot: str, slot_ipv6: str, slot_mac: str, other: str, other_mac: str) -> list[Cell]:
     """For the table netdev of a slot: whose frames may leave it. Its other table is open.
     ``slot_ipv6``: empty where slots have no IPv6."""
 

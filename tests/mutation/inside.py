@@ -325,7 +325,9 @@ def slot_layers(fleet: expected.Fleet, facts: dict[str, Any], ipv6: bool) -> lis
             texts.append(("allow, all of 0.0.0.0/0", opened, "0.0.0.0/0"))
         for name, ready, entry in texts:
             limits = StageConstraints(
-                network_bytes_per_second=2**30, network_connections_per_second=10**6
+                network_bytes_per_second=2**30,
+                network_connections=10**5,
+                network_connections_per_second=10**6,
             )
             opening = network.open_rules(config, ready, limits).splitlines()
             text = inet + "\n".join(c for c in opening if not c.startswith("add rule arp"))

@@ -140,6 +140,8 @@ def parse(data: bytes) -> Seen | None:
     elif data[0] >> 4 == 6 and len(data) >= 40:
         size, protocol = 40, data[6]
         source = socket.inet_ntop(socket.AF_INET6, data[8:24])
+        if protocol == ROUTING and len(data) >= 48:
+            size, protocol = size + 8 * (data[41] + 1), data[40]
     else:
         return None
     return transport(data[size:], protocol, source, mark)
