@@ -81,7 +81,7 @@ _TABLE: tuple[tuple[str, str, str, str, str], ...] = (
         *(
             "forward of .*",
             "forward",
-            "(without ip daddr|10.213.0.128/27 widened).*",
+            "(without ip6? daddr|(10.213.0.128/27|fd00:cb::ad5:80/123) widened).*",
             'oifname "cbj.*',
         ),
         "the host has no routes to jobs' interfaces but those of the slots' addresses",

@@ -227,7 +227,7 @@ def routed_guard(fleet: Fleet, slots: list[str], text: str) -> list[Passage]:
         packet = Packet(address, peer, UDP, 0, port, route=True)
         cells.append(Passage(f"udp {port} to {peer} with a routing header", "slot0", packet))
     cells += _hosts_own(slots)
-    cells += _errors_to(address)
+    cells += _errors_to(address, HOST_SIX)
     cells += _held(slots, ("tcp", 443), ("udp", 443), outside=OUTSIDE_SIX)
     for source in (other, HOST_SIX, DATABASE_SIX, STRANGER_SIX, HOST_END_SIX, "fe80::42"):
         packet = _packet(source, OUTSIDE_SIX, "tcp", 80)
@@ -290,14 +290,55 @@ def _hosts_own(slots: list[str]) -> Iterator[Passage]:
             yield Passage(f"ICMPv6 {type_} of {address} to outside", place, packet)
 
 
-def _errors_to(address: str) -> Iterator[Passage]:
+def _errors_to(address: str, seen_as: str) -> Iterator[Passage]:
     """From outside, about what a job sent."""
     for type_, passes in ERRORS.items():
         packet = _packet(address, OUTSIDE_SIX, "udp", 443)
-        inner = replace(packet, source=HOST_SIX)
-        error = Packet(OUTSIDE_SIX, HOST_SIX, ICMPV6, type=type_, inner=inner)
+        inner = replace(packet, source=seen_as)
+        error = Packet(OUTSIDE_SIX, seen_as, ICMPV6, type=type_, inner=inner)
         expected = _ARRIVED | (frozenset((ANSWERED,)) if passes else _NOTHING)
         yield Passage(f"ICMPv6 error {type_} about udp 443", "slot0", packet, expected, error)
         unknown = replace(inner, source=address, sport=7)
         error = Packet(OUTSIDE_SIX, address, ICMPV6, type=type_, inner=unknown)
         yield Passage(f"ICMPv6 error {type_} about nothing", WORLD, error)
+
+
+def forwarding(
+    fleet: Fleet, slots: list[str], inside: list[str], outside: list[str]
+) -> list[Passage]:
+    """As ``guards.forwarding``: of the firewall's chain for what a slave passes on."""
+    address, other = slots
+    cells: list[Passage] = []
+    for peer in _peers(fleet, *slots, HOST_SIX):
+        for protocol, port in _services(fleet):
+            cells.append(_begun(address, peer, protocol, port, protocol != "icmp", address))
+            packet = _packet(peer, address, protocol, port)
+            cells.append(Passage(f"{protocol} {port} from {peer}", WORLD, packet))
+    for source in (*inside, *outside):
+        packet = _packet(source, OUTSIDE_SIX, "tcp", 80)
+        expected = _ARRIVED if source in inside else _NOTHING
+        cells.append(Passage(f"from {source}", "slot0", packet, expected))
+    cells += _errors_to(address, address)
+    cells += _held(slots, ("tcp", 443), ("udp", 443), outside=OUTSIDE_SIX)
+    for protocol in ("tcp", "udp", "icmp"):
+        packet = _packet(address, other, protocol, 22)
+        answered = frozenset(("slot1", ANSWERED))
+        cells.append(Passage(f"{protocol} 22 to slot1", "slot0", packet, watched=answered))
+    returned = frozenset((RETURNED,))
+    for source in ("fd00:cb::97", address):
+        packet = _packet(source, "fd00:cb::98", "udp", 53)
+        cells.append(Passage(f"{source} passed on for others", WORLD, packet, watched=returned))
+    # Nor are replies and errors passed on to somebody outside who has such an address.
+    packet = _packet(inside[-1], "fd00:cb::98", "udp", 53)
+    cells.append(
+        Passage(
+            "to a job's address that is outside",
+            WORLD,
+            packet,
+            answer=Packet("fd00:cb::98", packet.source, ICMPV6, type=1, inner=packet),
+            watched=frozenset((RETURNED, ANSWERED)),
+            held=True,
+            by_sender=False,
+        )
+    )
+    return cells

@@ -531,7 +531,7 @@ def frame_guard_ipv6_layer(facts: Mapping[str, Any]) -> Layer:
     return Layer(name, text, nft, prober, cells, strangers, is_about_ipv6)
 
 
-def routed_ipv6_layer(facts: Mapping[str, Any]) -> Layer:
+def routed_ipv6_layers(facts: Mapping[str, Any]) -> list[Layer]:
     slave, prober, slots = routed(facts, ipv6=True)
     with inside(slave):
         nft = Nft()
@@ -545,8 +545,20 @@ def routed_ipv6_layer(facts: Mapping[str, Any]) -> Layer:
             f'"{HOST_END}0" . {guards6.STRANGER_SIX}',
         ],
     }
-    name = "guard, mode routed, IPv6"
-    return Layer(name, text, nft, prober, cells, strangers, is_about_ipv6)
+    within = [*addresses, "fd00:cb::ad5:9f"]
+    beside = ["fd00:cb::ad5:7f", "fd00:cb::ad5:a0"]
+    return [
+        Layer("guard, mode routed, IPv6", text, nft, prober, cells, strangers, is_about_ipv6),
+        Layer(
+            "forward of slave1, IPv6",
+            facts["ipv6_firewall"],
+            nft,
+            prober,
+            guards6.forwarding(fleet, addresses, within, beside),
+            {},
+            lambda m: m.where == "forward" and is_about_ipv6(m),
+        ),
+    ]
 
 
 def main() -> None:
@@ -562,7 +574,8 @@ def main() -> None:
     makers.append(("slot, IPv6", lambda: slot_layers(fleet, facts, ipv6=True)))
     makers.append(("guard, mode macvlan", lambda: [frame_guard_layer(fleet, facts)]))
     makers.append(("guard, mode macvlan, IPv6", lambda: [frame_guard_ipv6_layer(facts)]))
-    makers.append(("guard, mode routed, IPv6", lambda: [routed_ipv6_layer(facts)]))
+    both = "guard, mode routed, IPv6 forward of slave1, IPv6"
+    makers.append((both, lambda: routed_ipv6_layers(facts)))
     makers.append(("guard, mode routed forward of slave1", lambda: routed_layers(fleet, facts)))
     turn, output = multiprocessing.Value("i", 0), multiprocessing.Lock()
 

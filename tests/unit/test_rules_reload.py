@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,17 @@ pytestmark = pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE or "-")
 
 ROLES = Path(__file__).parents[2] / "roles"
 MAC, ADDRESS, PORT = "02:cb:00:d5:00:80", "10.213.0.128", 443
+ADDRESS_IPV6 = lab.ipv6(ADDRESS)
 STREAM_S = 3.0
 PAUSE_S = 0.005
 """Between two reloads."""
 _SO_RCVBUFFORCE = 33
+_STATELESS, _NUMERIC_PROTOCOLS = 1 << 2, 1 << 7
+"""What the guard's program has nft print: options -s and -p."""
 STREAM = """
 import contextlib, socket, sys, time
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stream:
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+with socket.socket(family, socket.SOCK_DGRAM) as stream:
     stream.connect((sys.argv[1], int(sys.argv[2])))
     end, sent = time.monotonic() + float(sys.argv[3]), 0
     while time.monotonic() < end:
@@ -53,8 +58,12 @@ def segment() -> lab.Segment:
         f"link add link {lab.PARENT} name job0 address {MAC} netns {path} type macvlan mode private"
     )
     made.ip(made.slave, clone)
+    there = made.ip(made.database, "-br link show dev eth0").split()[2]
     for command in (
         "link set job0 up",
+        f"address add {ADDRESS_IPV6}/64 dev job0 nodad",
+        # Nobody in the fleet but for services may be asked for.
+        f"neighbour add {lab.ipv6(lab.DATABASE)} lladdr {there} dev job0",
         f"address add {ADDRESS}/24 dev job0",
         f"route add default via {lab.GATEWAY}",
     ):
@@ -70,20 +79,39 @@ def rendered(role: str, name: str, **variables: Any) -> str:
     return made
 
 
-def guard(segment: lab.Segment) -> str:
+def guard(
+    segment: lab.Segment,
+    *,
+    ipv6: bool = False,
+    mode: str = "macvlan",
+    slots: Sequence[dict[str, str]] = (),
+) -> str:
     mac = segment.ip(segment.slave, f"-br link show dev {lab.PARENT}").split()[2]
     text = rendered(
         *("macvlan", "jobs.nft.j2"),
         inventory_hostname="slave1",
-        __macvlan_mode="macvlan",
-        __macvlan_job_network={"slots": [{"address": ADDRESS, "mac": MAC}]},
-        __macvlan_services=[[lab.CACHE, "tcp", 3142]],
+        __macvlan_mode=mode,
+        __macvlan_job_network={
+            "slots": slots
+            or [{"address": ADDRESS, "mac": MAC, **({"ipv6": ADDRESS_IPV6} if ipv6 else {})}],
+            **({"ipv6_prefix": lab.PREFIX_IPV6} if ipv6 else {}),
+        },
+        __macvlan_services=[
+            [lab.CACHE, "tcp", 3142],
+            *([[lab.ipv6(lab.CACHE), "tcp", 3142]] if ipv6 else []),
+        ],
+        __macvlan_host_end="cbj",
         __macvlan_host={"parent": lab.PARENT, "addresses": [lab.SLAVE]},
         __macvlan_gateway=lab.GATEWAY,
-        __macvlan_denied=[str(n) for n in NOT_INTERNET if n.version == 4],
+        __macvlan_gateway6=lab.ipv6(lab.GATEWAY),
+        __macvlan_denied=[str(n) for n in NOT_INTERNET],
         __macvlan_probe_mac="02:cb:00:d5:00:9f",
     )
     return text.replace(f"@mac:{lab.PARENT}@", mac)
+
+
+def guard_ipv6(segment: lab.Segment) -> str:
+    return guard(segment, ipv6=True)
 
 
 def firewall(segment: lab.Segment) -> str:
@@ -110,17 +138,19 @@ def firewall(segment: lab.Segment) -> str:
 
 @pytest.fixture
 def received(segment: lab.Segment) -> Iterator[socket.socket]:
-    with inside(segment.database), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+    with inside(segment.database), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as server:
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         server.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
-        server.bind((lab.DATABASE, PORT))
+        server.bind(("::", PORT))
         server.settimeout(0.3)
         yield server
 
 
-@pytest.mark.parametrize("make", [guard, firewall])
+@pytest.mark.parametrize("make", [guard, guard_ipv6, firewall])
 def test_a_stream_during_reloads(segment: lab.Segment, received: socket.socket, make: Any) -> None:
     """To a private address, which "the internet" never is; the layer is alone."""
-    sender = segment.slot if make is guard else segment.slave  # type: ignore[attr-defined]
+    sender = segment.slave if make is firewall else segment.slot  # type: ignore[attr-defined]
+    target = lab.ipv6(lab.DATABASE) if make is guard_ipv6 else lab.DATABASE
     text = make(segment)
     table = re.search(r"(?m)^table \w+ \w+", text)
     assert table
@@ -128,20 +158,20 @@ def test_a_stream_during_reloads(segment: lab.Segment, received: socket.socket, 
         nft = Nft()
     try:
         # Control: without the table they arrive.
-        assert streamed(sender, nft, "", 0.2) > 0
+        assert streamed(sender, target, nft, "", 0.2) > 0
         assert len(drained(received)) > 0
         nft.run(text)
         again = f"add {table[0]}\ndelete {table[0]}\n{text}"
-        assert streamed(sender, nft, again, STREAM_S) > 10_000
+        assert streamed(sender, target, nft, again, STREAM_S) > 10_000
         assert len(drained(received)) == 0
     finally:
         nft.run(f"add {table[0]}\ndelete {table[0]}")
         nft.close()
 
 
-def streamed(namespace: int, nft: Nft, commands: str, duration_s: float) -> int:
+def streamed(namespace: int, target: str, nft: Nft, commands: str, duration_s: float) -> int:
     """How many packets were to be sent while ``commands`` were done over and over."""
-    command = [sys.executable, "-c", STREAM, lab.DATABASE, str(PORT), str(duration_s)]
+    command = [sys.executable, "-c", STREAM, target, str(PORT), str(duration_s)]
     with inside(namespace):
         stream = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     with stream:
@@ -159,3 +189,40 @@ def drained(server: socket.socket) -> list[bytes]:
             packets.append(server.recv(64))
     except TimeoutError:
         return packets
+
+
+@pytest.mark.parametrize("mode", ["macvlan", "routed"])
+def test_what_is_listed_is_the_same_each_time(segment: lab.Segment, mode: str) -> None:
+    """The guard's program tells by nft's listing whether somebody changed the table: with bits of
+    packets in it as well, and of as many slots as there may be."""
+    slots = [
+        {
+            "address": f"10.213.{n >> 8}.{n & 255}",
+            "mac": f"02:cb:00:d5:{n >> 8:02x}:{n & 255:02x}",
+            "ipv6": f"fd00:cb::ad5:{n:x}",
+        }
+        for n in range(1, 600)
+    ]
+    text = guard(segment, ipv6=True, mode=mode, slots=slots)
+    table = re.search(r"(?m)^table \w+ \w+", text)
+    assert table
+    listings = []
+    for _ in range(3):
+        namespace = new_namespace()
+        segment.ip(namespace, f"link set lo name {lab.PARENT}")
+        with inside(namespace):
+            nft = Nft()
+        nft.run(text)
+        listings.append(listing(nft, table[0]))
+        # What is listed is itself rules, and the same ones.
+        nft.run(f"delete {table[0]}\n{listings[-1]}")
+        listings.append(listing(nft, table[0]))
+        nft.close()
+        os.close(namespace)
+    assert len(set(listings)) == 1
+    last = f"0x{int(IPv6Address(slots[-1]['ipv6'])):032x}"
+    assert (last in listings[0]) == (mode == "macvlan")
+
+
+def listing(nft: Nft, table: str) -> str:
+    return nft._run(f"list {table}", _STATELESS | _NUMERIC_PROTOCOLS).decode()
