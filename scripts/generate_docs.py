@@ -57,7 +57,7 @@ silently weaker. With `none` the jail has a network namespace of its own with no
 interface, and the network limits have nothing to act on.
 
 A stage with another policy has a network slot to itself: a namespace that the host made, with one
-interface, one IPv4 address and the filter that enforces the policy and these limits. The job has no power
+interface, an address of its own and the filter that enforces the policy and these limits. The job has no power
 over it: its user namespace owns neither the interface nor the rules.
 
 - Bytes are those of IP packets, as the filter sees them. Segments that the kernel handles as one packet
