@@ -65,7 +65,8 @@ def main() -> int:
         directory.chmod(0o755)
         policy_switch(segment, directory)
         many_slots(segment, directory)
-        throughput(segment, directory)
+        for congestion_control in _congestion_controls():
+            throughput(segment, directory, congestion_control)
         packets(segment, directory)
         if options.nsjail:
             starts(segment, directory, options)
@@ -170,7 +171,7 @@ def _available() -> float:
     raise AssertionError("no MemAvailable")
 
 
-def throughput(segment: Segment, directory: Path) -> None:
+def throughput(segment: Segment, directory: Path, congestion_control: str) -> None:
     """TCP from a slot with `internet`, and from a bare clone: a connection each, in turns."""
     server = _sink(segment.gateway)
     pool = pool_of(segment, directory, 2)
@@ -182,8 +183,8 @@ def throughput(segment: Segment, directory: Path) -> None:
     with (
         _on_processor(0),
         pool.take(access, limits, lambda: False) as slot,
-        _connected(bare) as unfiltered,
-        _connected(slot.namespace) as filtered,
+        _connected(bare, congestion_control) as unfiltered,
+        _connected(slot.namespace, congestion_control) as filtered,
     ):
         for number in range(THROUGHPUT_RUNS + 5):
             pairs = [("bare", unfiltered), ("filtered", filtered)]
@@ -197,10 +198,10 @@ def throughput(segment: Segment, directory: Path) -> None:
     os.waitpid(server, 0)
     os.close(bare)
     pool.close()
-    row("TCP, bare macvlan clone", results["bare"], "Gbit/s")
-    row("TCP, slot with `internet`", results["filtered"], "Gbit/s")
+    row(f"TCP ({congestion_control}), bare macvlan clone", results["bare"], "Gbit/s")
+    row(f"TCP ({congestion_control}), slot with `internet`", results["filtered"], "Gbit/s")
     ratios = [f / b for f, b in zip(results["filtered"], results["bare"], strict=True)]
-    row("ratio of each pair", ratios, "")
+    row(f"TCP ({congestion_control}), ratio of each pair", ratios, "")
     assert traffic.throttled_packets == traffic.over_bytes_packets == 0
 
 
@@ -292,9 +293,17 @@ def _sink(namespace: int) -> int:
             threading.Thread(target=read, args=(listener.accept()[0],), daemon=True).start()
 
 
-def _connected(namespace: int) -> socket.socket:
+def _congestion_controls() -> list[str]:
+    """What Debian's kernels have by default, and what this machine is set to."""
+    chosen = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    return list(dict.fromkeys(["cubic", chosen]))
+
+
+def _connected(namespace: int, congestion_control: str) -> socket.socket:
     with inside(namespace):
-        return socket.create_connection((INTERNET, PORT), 5)
+        connection = socket.create_connection((INTERNET, PORT), 5)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion_control.encode())
+    return connection
 
 
 def _send(connection: socket.socket, duration_s: float) -> float:
