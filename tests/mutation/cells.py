@@ -328,6 +328,11 @@ def _neighbourhood(own: str) -> Iterator[Cell]:
     yield cell(IN, other, own, 134, 255, False)
     yield cell(IN, router, own, 128, 255, False)
     yield cell(OUT, own, "ff02::2", 133, 255, True)
+    # From a router further away, or for one.
+    yield cell(IN, local, own, 130, 2, False)
+    yield cell(OUT, own, "ff02::16", 143, 2, False)
+    yield cell(IN, router, own, 134, 254, False)
+    yield cell(OUT, own, "ff02::2", 133, 254, False)
     yield cell(OUT, own, "ff02::1", 128, 255, False)
 
 

@@ -1,7 +1,9 @@
-"""Nothing forbidden gets through while tables are being replaced: the templates' rules, for real. Root only."""
+"""The templates' rules, for real: nothing forbidden gets through while tables are being replaced, nft lists
+them as the guard's program needs it, and the guard lets slots' kernels do what they must. Root only."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -18,8 +20,12 @@ import segment as lab
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
-from cellblock.netlink import inside, new_namespace
+from cellblock.job import parse_job
+from cellblock.limits import StageConstraints
+from cellblock.netlink import Netlink, inside, new_namespace
+from cellblock.network import Access, NetworkConfig
 from cellblock.nft import Nft
+from cellblock.slots import Slot
 from cellblock_fleet.model import NOT_INTERNET
 
 OBSTACLE = lab.obstacle()
@@ -226,3 +232,49 @@ def test_what_is_listed_is_the_same_each_time(segment: lab.Segment, mode: str) -
 
 def listing(nft: Nft, table: str) -> str:
     return nft._run(f"list {table}", _STATELESS | _NUMERIC_PROTOCOLS).decode()
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[lab.Segment]:
+    made = lab.Segment()
+    with contextlib.ExitStack() as stack:
+        for namespace, port in ((made.cache, 3142), (made.gateway, 443), (made.database, 5432)):
+            stack.enter_context(lab.serving(namespace, port, lab.hello))
+        yield made
+
+
+@pytest.fixture(params=["macvlan", "routed"])
+def slot(request: pytest.FixtureRequest, served: lab.Segment, tmp_path: Path) -> Iterator[Slot]:
+    """One with policy internet, and the guard around it."""
+    mode = request.param
+    config = NetworkConfig.parse(served.config(mode=mode, ipv6=True, slots=1), "network")
+    with inside(served.slave):
+        for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            Path(f"/proc/sys/net/{name}").write_text("1" if mode == "routed" else "0")
+        made = Slot(0, config, Netlink(), tmp_path)
+        nft = Nft()
+    address = {"address": str(made.address), "ipv6": str(made.ipv6_address)}
+    mac = ":".join(f"{byte:02x}" for byte in config.mac(0))
+    text = guard(served, ipv6=True, mode=mode, slots=[{**address, "mac": mac}])
+    stage = {"name": "run", "command": ["true"], "network": "internet"}
+    parsed = parse_job({"environment": "base", "stages": [stage]}).stages[0]
+    try:
+        nft.run(text)
+        made.open(Access.of(parsed, "stages[0]", config, "slave1"), StageConstraints())
+        yield made
+    finally:
+        nft.run("flush ruleset")
+        nft.close()
+        made.close()
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "IPv6"])
+def test_a_slot_reaches_what_its_policy_opens(slot: Slot, ipv6: bool) -> None:
+    """Neighbours are found, and replies come back, over either version of IP."""
+    cache, database = (lab.ipv6(a) if ipv6 else a for a in (lab.CACHE, lab.DATABASE))
+    internet = lab.INTERNET_IPV6 if ipv6 else lab.INTERNET
+    for address, port in ((cache, 3142), (internet, 443)):
+        with inside(slot.namespace), socket.create_connection((address, port), 5) as connection:
+            assert connection.recv(64)
+    with inside(slot.namespace), pytest.raises(OSError):
+        socket.create_connection((database, 5432), 0.5).close()
