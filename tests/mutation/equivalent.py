@@ -134,11 +134,6 @@ _TABLE += (
         "the host has these addresses itself, so that the chain input refuses them",
     ),
     (
-        *(_ROUTED, "denied6", "ff00::/8 (removed|narrowed .*)", ""),
-        "what is for many is routed by another table of the kernel's, which is empty; IPv4's range has "
-        "addresses besides that are for one",
-    ),
-    (
         *(_ROUTED, "prerouting", "removed|verdict swapped", ".* meta nfproto != ipv4 .*"),
         "what slots send is let through by its IPv4 address only, and to the host nothing is; the rule "
         "says so once more",
