@@ -184,7 +184,7 @@ def ipv6_segment_problem(
     if not gateway:
         return (
             "jobs are to have IPv6 (cellblock_job_ipv6_prefix), but there is no IPv6 gateway on its"
-            " parent interface; give it an IPv6 default route, or set macvlan_mode to routed"
+            " parent interface; set macvlan_gateway_ipv6, or give it an IPv6 default route"
         )
     ours = job_ipv6_network(IPv6Network(prefix), IPv4Network(network))
     own, way = IPv6Interface(interface), IPv6Address(gateway)
@@ -196,7 +196,7 @@ def ipv6_segment_problem(
     if not way.is_link_local and way not in own.network:
         return (
             f"its IPv6 gateway {gateway} is neither link-local nor on the segment {own.network} of the"
-            " parent interface; correct the IPv6 default route"
+            " parent interface; correct macvlan_gateway_ipv6 or the IPv6 default route"
         )
     for address, what in (
         (own.network.network_address, "the address of every router on the segment"),
