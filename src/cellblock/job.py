@@ -388,14 +388,17 @@ def _destination(data: object, where: str) -> Destination:
     to = _text(fields["to"], f"{where}.to")
     if _is_address(to):
         try:
-            ip_network(to)
+            # A zone (fe80::1%eth0) is an interface of one host.
+            valid = "%" not in str(ip_network(to))
         except ValueError:
+            valid = False
+        if not valid:
             raise InvalidJobError(
                 f"{where}.to",
                 f"is {_show(to)}, no address or network",
                 "write an address, or a network without bits of a host such as 192.0.2.0/24; a port "
                 "belongs in ports",
-            ) from None
+            )
     elif not HOST_NAME.fullmatch(to) or to.replace(".", "").isdigit():
         raise InvalidJobError(
             f"{where}.to",

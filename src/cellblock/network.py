@@ -535,6 +535,12 @@ def _one_or_set(values: Sequence[object]) -> str:
 # --- Configuration --------------------------------------------------------------------------------
 
 
+def _without_zone(value: object) -> str:
+    """The text; "", which is no address, for another type and where it has a zone (fe80::1%eth0), which
+    is an interface of one host and would reach the rules as it stands."""
+    return value if isinstance(value, str) and "%" not in value else ""
+
+
 class _Config:
     """Parses the section; every mistake is named with its field."""
 
@@ -738,7 +744,7 @@ class _Config:
 
     def _network(self, value: object, where: str) -> Network:
         try:
-            return ip_network(value if isinstance(value, str) else "")
+            return ip_network(_without_zone(value))
         except ValueError:
             raise self._wrong(where, value, "write a network such as 192.0.2.0/24") from None
 
@@ -750,7 +756,7 @@ class _Config:
 
     def _address(self, value: object, where: str) -> Address:
         try:
-            return ip_address(value if isinstance(value, str) else "")
+            return ip_address(_without_zone(value))
         except ValueError:
             raise self._wrong(where, value, "write an address") from None
 

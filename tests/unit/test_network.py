@@ -110,6 +110,8 @@ def test_denied_has_the_segment_and_what_the_host_adds() -> None:
         ({"denied": ["10.0.0.1/8"]}, ".denied[0]", "write a network"),
         ({"ipv6": {**IPV6, "prefix": "10.0.0.0/8"}}, ".ipv6.prefix", "IPv6 network of at most /96"),
         ({"ipv6": {**IPV6, "prefix": "fd00::/97"}}, ".ipv6.prefix", "IPv6 network of at most /96"),
+        ({"denied": ["fe80::%eth0/64"]}, ".denied[0]", "write a network"),
+        ({"names": {"cache": ["fe80::1%eth0"]}}, ".names.cache[0]", "write an address"),
         ({"ipv6": {**IPV6, "prefix": "fd00::1/64"}}, ".ipv6.prefix", "write a network"),
         ({"ipv6": {**IPV6, "prefix_length": 8.5}}, ".ipv6.prefix_length", "from 8 to 126"),
         ({"ipv6": {**IPV6, "gateway": "10.213.0.30"}}, ".ipv6.gateway", "IPv6 address"),
