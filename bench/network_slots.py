@@ -25,17 +25,16 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from segment import CACHE, INTERNET, PARENT, Segment
-
-from cellblock.engine import Engine
-from cellblock.host import Host
-from cellblock.job import parse_job
-from cellblock.limits import StageConstraints
-from cellblock.netlink import Netlink, inside, new_namespace
-from cellblock.network import INTERFACE, Access, NetworkConfig
-from cellblock.nft import Nft
-from cellblock.slots import SlotPool
+from cellblock.engine.engine import Engine
+from cellblock.engine.host import Host
+from cellblock.engine.job import parse_job
+from cellblock.engine.limits import StageConstraints
+from cellblock.job_network.network import INTERFACE, Access, NetworkConfig
+from cellblock.job_network.slots import SlotPool
+from cellblock.linux.netlink import Netlink, inside, new_namespace
+from cellblock.linux.nft import Nft
 from cellblock.units import Bytes
+from segment import CACHE, INTERNET, PARENT, Segment
 
 START_RUNS = 200
 POLICY_RUNS = 60

@@ -16,8 +16,8 @@ from ipaddress import IPv4Address, IPv6Network
 from typing import Any
 
 from cellblock.errors import HostSetupError
-from cellblock.netlink import inside, new_namespace
-from cellblock.nft import Nft
+from cellblock.linux.netlink import inside, new_namespace
+from cellblock.linux.nft import Nft
 
 PARENT = "cellblock0"
 SLAVE, CACHE, DATABASE, GATEWAY = "10.213.0.21", "10.213.0.14", "10.213.0.12", "10.213.0.30"

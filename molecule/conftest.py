@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cellblock.limits import LIMITS
+from cellblock.engine.limits import LIMITS
 from cellblock.units import parse_milliseconds
 
 ROOT = Path(__file__).resolve().parents[1]

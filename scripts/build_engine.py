@@ -24,6 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "cellblock"
 JOBINIT = ROOT / "src" / "jobinit"
+# The controller's half, which no slave needs.
+CONTROLLER_PACKAGE = "fleet"
 CROSS_COMPILERS = {"x86_64": "x86_64-linux-gnu-gcc", "aarch64": "aarch64-linux-gnu-gcc"}
 CFLAGS = ("-std=gnu11", "-Os", "-static", "-s", "-Wall", "-Wextra", "-Werror")
 COMMAND = """\
@@ -32,7 +34,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-from cellblock.cli import main
+from cellblock.engine.cli import main
 
 sys.exit(main())
 """
@@ -57,10 +59,11 @@ def main() -> int:
 
 def build(architecture: str, cache: Path) -> dict[str, str | bool]:
     """The archive in ``cache``, made unless it is there; the shape printed by :func:`main`."""
-    sources = {f"cellblock/{path.name}": path.read_bytes() for path in sorted(PACKAGE.glob("*.py"))}
-    sources.update(
-        {f"cellblock/{p.name}": p.read_bytes() for p in sorted(PACKAGE.glob("*.policy"))}
-    )
+    sources = {
+        str(path.relative_to(PACKAGE.parent)): path.read_bytes()
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.relative_to(PACKAGE).parts[0] != CONTROLLER_PACKAGE
+    }
     compiler = find_compiler(architecture)
     digest = hashlib.sha256()
     jobinit = [path.read_bytes() for path in sorted(JOBINIT.glob("*.[ch]"))]
@@ -110,7 +113,8 @@ def pack(files: dict[str, bytes]) -> bytes:
     """A deterministic .tar.gz; what is in bin/ is executable."""
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name in sorted({"bin", "cellblock", *files}):
+        directories = {str(parent) for name in files for parent in Path(name).parents} - {"."}
+        for name in sorted(directories | set(files)):
             info = tarfile.TarInfo(name)
             if name in files:
                 info.size = len(files[name])

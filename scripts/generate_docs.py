@@ -1,4 +1,4 @@
-"""Writes the documents that are made from the limits (src/cellblock/limits.py) and the flows.
+"""Writes the documents that are made from the limits (src/cellblock/engine/limits.py) and the flows.
 
 With --check nothing is written: the exit status is 1 when a document is stale.
 """
@@ -16,16 +16,15 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import yaml  # noqa: E402
 
-from cellblock.limits import LIMITS, LimitInfo  # noqa: E402
+from cellblock.engine.limits import LIMITS, LimitInfo  # noqa: E402
 from cellblock.units import format_bytes  # noqa: E402
 
 FLOWS = ROOT / "inventory" / "local" / "group_vars" / "all" / "flows.yml"
-COLLECTION = ROOT / "collections" / "ansible_collections" / "cellblock" / "fleet"
 
 LIMITS_HEAD = """\
 # Limits
 
-<!-- Made by `make docs` from src/cellblock/limits.py; edit that. -->
+<!-- Made by `make docs` from src/cellblock/engine/limits.py; edit that. -->
 
 Every stage has all of these limits. An integer is in the unit of the name; text must name its unit:
 `B kB MB GB KiB MiB GiB`, `ms s min`. A host's maxima can be changed with `worker_slave_maxima`; a job
@@ -87,7 +86,7 @@ FRAGMENT = '''\
 # Copyright: The Cellblock authors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
 # SPDX-License-Identifier: Apache-2.0
-# Made by `make docs` from src/cellblock/limits.py; edit that.
+# Made by `make docs` from src/cellblock/engine/limits.py; edit that.
 
 """The limits of a stage, for the documentation of modules that take jobs."""
 
@@ -198,7 +197,7 @@ def _read(path: Path) -> str | None:
 DOCUMENTS: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "limits.md": limits_page,
     ROOT / "docs" / "flows.md": flows_page,
-    COLLECTION / "plugins" / "doc_fragments" / "stage_constraints.py": fragment,
+    ROOT / "plugins" / "doc_fragments" / "stage_constraints.py": fragment,
 }
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ from packets import ICMP, ICMPV6, TCP, UDP
 from prober import IN, OUT, QUIET_S, Cell, Difference, Prober
 from vantages import Vantages
 
-from cellblock import network
-from cellblock.job import parse_job
-from cellblock.limits import StageConstraints
-from cellblock.netlink import Netlink, inside, new_namespace
-from cellblock.network import INTERFACE, Access, NetworkConfig, Reach
-from cellblock.nft import Nft, NftError
-from cellblock.slots import HOST_END, Slot
+from cellblock.engine.job import parse_job
+from cellblock.engine.limits import StageConstraints
+from cellblock.job_network import network
+from cellblock.job_network.network import INTERFACE, Access, NetworkConfig, Reach
+from cellblock.job_network.slots import HOST_END, Slot
+from cellblock.linux.netlink import Netlink, inside, new_namespace
+from cellblock.linux.nft import Nft, NftError
 
 WORLD_MAC, HOST_MAC = "02:00:00:00:00:01", "02:00:00:00:00:21"
 # Lets everything through and follows connections; what the kernel resets for want of a socket is no

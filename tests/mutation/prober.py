@@ -18,7 +18,7 @@ from typing import Any
 
 from packets import ACK, ICMP, ICMPV6, MAGIC, SYN_ACK, TCP, UDP, Packet, heard, mac
 
-from cellblock.netlink import inside
+from cellblock.linux.netlink import inside
 
 _RCVBUFFORCE = 33
 LATE_S = 0.5

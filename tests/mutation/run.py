@@ -25,8 +25,8 @@ sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
 
 import equivalent  # noqa: E402
 
-from cellblock_fleet.jobs import job_network  # noqa: E402
-from cellblock_fleet.model import NOT_INTERNET, parse_fleet  # noqa: E402
+from cellblock.fleet.model import NOT_INTERNET, parse_fleet  # noqa: E402
+from cellblock.job_network.plan import job_network  # noqa: E402
 
 NUMBERS = {"handler1": 11, "database1": 12, "memory1": 13, "cache1": 14, "master1": 15,
            "slave1": 21, "slave2": 22}  # fmt: skip

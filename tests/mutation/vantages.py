@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from packets import ACK, ICMP, ICMPV6, MAGIC, SYN_ACK, TCP, UDP, Packet, heard, mac
 from prober import LATE_S, QUIET_S, Difference, back, differences, forget_connections, numbered
 
-from cellblock.netlink import inside
+from cellblock.linux.netlink import inside
 
 _RCVBUFFORCE = 33
 HOST, WORLD = "host", "world"

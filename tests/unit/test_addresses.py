@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
-
-import addresses
+from ansible_collections.cellblock.fleet.plugins.filter import addresses
 
 
 @pytest.mark.parametrize(
@@ -42,7 +41,7 @@ def test_nth_address(subnet: str, number: int, address: str) -> None:
     ],
 )
 def test_nth_address_refuses(subnet: Any, number: Any, complaint: str) -> None:
-    with pytest.raises(AnsibleFilterError, match="cellblock_nth_address: ") as caught:
+    with pytest.raises(AnsibleFilterError, match="cellblock.fleet.nth_address: ") as caught:
         addresses.nth_address(subnet, number)
     assert complaint in str(caught.value)
 
@@ -67,7 +66,9 @@ def test_without_hosts(given: list[str], networks: list[str], left: list[str]) -
     ("given", "networks"), [(["cache1"], []), (["10.0.0.1"], ["10.0.0.1/24"]), (["x/y"], [])]
 )
 def test_without_hosts_refuses(given: list[str], networks: list[str]) -> None:
-    with pytest.raises(AnsibleFilterError, match="cellblock_without_hosts: .* is not a subnet"):
+    with pytest.raises(
+        AnsibleFilterError, match="cellblock.fleet.without_hosts: .* is not a subnet"
+    ):
         addresses.without_hosts(given, networks)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cellblock.admission import Admission, Cancelled
+from cellblock.engine.admission import Admission, Cancelled
+from cellblock.engine.job import Job, parse_job
 from cellblock.errors import LimitAboveMaximumError
-from cellblock.job import Job, parse_job
 
 MIB = 2**20
 

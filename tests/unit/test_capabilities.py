@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
-
-import capabilities
+from ansible_collections.cellblock.fleet.plugins.filter import capabilities
 
 
 @pytest.mark.parametrize(

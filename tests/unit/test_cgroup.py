@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cellblock import cgroup
+from cellblock.engine import cgroup
 from cellblock.errors import HostSetupError
 
 LIMITS = cgroup.GroupLimits(memory_bytes=64 * 2**20, processes=9, cpus=0.5)

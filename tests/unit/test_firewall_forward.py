@@ -12,12 +12,12 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-import segment as lab
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
-from cellblock.netlink import inside, new_namespace
-from cellblock.nft import Nft
+import segment as lab
+from cellblock.linux.netlink import inside, new_namespace
+from cellblock.linux.nft import Nft
 
 TEMPLATE = Path(__file__).parents[2] / "roles/firewall/templates/etc/cellblock/firewall.nft.j2"
 V4, V6 = ["10.66.0.0/27"], ["10.66.0.0/27", "fd66::a42:0/123"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cellblock_fleet.model import CONTROLLER, Fleet, FleetError, parse_fleet
-from cellblock_fleet.rules import clients, host_rules
+from cellblock.fleet.model import CONTROLLER, Fleet, FleetError, parse_fleet
+from cellblock.fleet.rules import clients, host_rules
 
 DECLARED: dict[str, Any] = {
     "groups": {

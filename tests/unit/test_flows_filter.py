@@ -6,8 +6,7 @@ import socket
 from typing import Any
 
 import pytest
-
-import flows
+from ansible_collections.cellblock.fleet.plugins.filter import flows
 
 
 def model_of(hostvars: dict[str, Any], **more: Any) -> dict[str, Any]:

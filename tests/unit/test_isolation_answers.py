@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from ansible_collections.cellblock.fleet.plugins.filter import isolation
 
-import isolation
-from cellblock_fleet import answers, matrix, report
+from cellblock.fleet import answers, matrix, report
 
 from .test_isolation_report import HOSTILE, parsed
 from .test_isolation_sandboxes import World, declared

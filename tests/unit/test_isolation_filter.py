@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
-
-import isolation
+from ansible_collections.cellblock.fleet.plugins.filter import isolation
 
 from .test_isolation_matrix import World, declared
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from cellblock_fleet import matrix
-from cellblock_fleet.model import parse_fleet
+from cellblock.fleet import matrix
+from cellblock.fleet.model import parse_fleet
 
 NUMBERS = {"controller": 1, "a": 11, "b": 12, "c": 13}
 

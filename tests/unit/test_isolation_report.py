@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from cellblock_fleet import report
+from cellblock.fleet import report
 
 from .test_isolation_matrix import QUIET, WEB, World, declared
 

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from ansible_collections.cellblock.fleet.plugins.filter import isolation
 
-import isolation
-from cellblock_fleet import matrix, report
-from cellblock_fleet.model import parse_fleet
+from cellblock.fleet import matrix, report
+from cellblock.fleet.model import parse_fleet
 
 NUMBERS = {"controller": 1, "c": 14, "s": 21, "t": 22}
 SLOTS = {"s": "10.0.0.128", "t": "10.0.0.192"}

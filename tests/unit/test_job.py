@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from cellblock.engine.job import as_request, load_job, load_job_data, parse_job
+from cellblock.engine.limits import DEFAULT_MAXIMA, LIMITS, StageConstraints, parse_maxima
 from cellblock.errors import InvalidJobError, JobFileError, LimitAboveMaximumError
-from cellblock.job import as_request, load_job, load_job_data, parse_job
-from cellblock.limits import DEFAULT_MAXIMA, LIMITS, StageConstraints, parse_maxima
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 

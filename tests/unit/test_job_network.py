@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
+from ansible_collections.cellblock.fleet.plugins.filter import flows
 
-import flows
-from cellblock_fleet.jobs import (
+from cellblock.fleet.model import Fleet, FleetError, parse_fleet
+from cellblock.job_network.plan import (
     ipv6_segment_problem,
     job_network,
     mac_address,
     segment_problem,
     slave_ranges,
 )
-from cellblock_fleet.model import Fleet, FleetError, parse_fleet
 
 RANGES = {"slave1": "10.0.0.128/26", "slave2": "10.0.0.192/26"}
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
-
-import jobs
+from ansible_collections.cellblock.fleet.plugins.filter import jobs
 
 JOB = {"environment": "base", "stages": [{"name": "run", "command": ["true"]}]}
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import segment as lab
 
-from cellblock.netlink import inside, new_namespace
+import segment as lab
+from cellblock.linux.netlink import inside, new_namespace
 
 OBSTACLE = lab.obstacle()
 pytestmark = pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE or "-")

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cellblock import network
+from cellblock.engine.job import Stage, parse_job
+from cellblock.engine.limits import StageConstraints
 from cellblock.errors import (
     ForbiddenDestinationError,
     HostSetupError,
@@ -18,9 +19,8 @@ from cellblock.errors import (
     UnresolvedNameError,
     UnsupportedNetworkError,
 )
-from cellblock.job import Stage, parse_job
-from cellblock.limits import StageConstraints
-from cellblock.network import Access, NetworkConfig
+from cellblock.job_network import network
+from cellblock.job_network.network import Access, NetworkConfig
 
 CACHE = {"to": ["10.213.0.14/32"], "protocol": "tcp", "ports": [3142]}
 

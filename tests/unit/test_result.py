@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from cellblock.limits import StageConstraints
-from cellblock.result import (
+from cellblock.engine.limits import StageConstraints
+from cellblock.engine.result import (
     CollectedFile,
     JobResult,
     Output,

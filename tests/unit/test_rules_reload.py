@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import segment as lab
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
-from cellblock.job import parse_job
-from cellblock.limits import StageConstraints
-from cellblock.netlink import Netlink, inside, new_namespace
-from cellblock.network import Access, NetworkConfig
-from cellblock.nft import Nft
-from cellblock.slots import Slot
-from cellblock_fleet.model import NOT_INTERNET
+import segment as lab
+from cellblock.engine.job import parse_job
+from cellblock.engine.limits import StageConstraints
+from cellblock.fleet.model import NOT_INTERNET
+from cellblock.job_network.network import Access, NetworkConfig
+from cellblock.job_network.slots import Slot
+from cellblock.linux.netlink import Netlink, inside, new_namespace
+from cellblock.linux.nft import Nft
 
 OBSTACLE = lab.obstacle()
 pytestmark = pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE or "-")

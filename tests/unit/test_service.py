@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from cellblock import cli, client, service
-from cellblock.admission import Cancelled
+from cellblock.engine import cli, client, service
+from cellblock.engine.admission import Cancelled
+from cellblock.engine.host import Environment
+from cellblock.engine.job import Job, NetworkPolicy, Stage
+from cellblock.engine.limits import StageConstraints
+from cellblock.engine.result import JobResult, Output, StageResult, Usage, Verdict
 from cellblock.errors import ServiceUnavailableError, UnknownEnvironmentError
-from cellblock.host import Environment
-from cellblock.job import Job, NetworkPolicy, Stage
-from cellblock.limits import StageConstraints
-from cellblock.result import JobResult, Output, StageResult, Usage, Verdict
 
 
 class FakeHost:

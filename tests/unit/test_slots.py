@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import segment as lab
 
+import segment as lab
+from cellblock.engine.job import parse_job
+from cellblock.engine.limits import StageConstraints
 from cellblock.errors import HostSetupError
-from cellblock.job import parse_job
-from cellblock.limits import StageConstraints
-from cellblock.netlink import Netlink, inside
-from cellblock.network import INTERFACE, Access, NetworkConfig
-from cellblock.nft import Nft
-from cellblock.slots import Slot, SlotPool
+from cellblock.job_network.network import INTERFACE, Access, NetworkConfig
+from cellblock.job_network.slots import Slot, SlotPool
+from cellblock.linux.netlink import Netlink, inside
+from cellblock.linux.nft import Nft
 
 OBSTACLE = lab.obstacle()
 pytestmark = pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE or "-")

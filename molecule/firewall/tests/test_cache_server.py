@@ -423,7 +423,7 @@ def lab(host: Any, playbook: Any) -> Iterator[None]:
         },
         "cache_server_max_size_bytes": 1048576,
         "cache_server_inactive": "30s",
-        "cache_server_job_networks": "{{ cellblock_fleet | cellblock_job_sources + ['10.99.0.0/24'] }}",
+        "cache_server_job_networks": "{{ cellblock_fleet | cellblock.fleet.job_sources + ['10.99.0.0/24'] }}",
         # Beside the real one, whose packages would go with such a small size.
         "__cache_server_store": LAB_STORE,
     }

@@ -127,7 +127,7 @@ def lab(host: Any, playbook: Any) -> Iterator[None]:
         host.check_output(f"ip address replace {extra}/32 dev lo")
     variables = {
         "cache_server_dns_upstreams": ["127.0.0.1@5300"],
-        "cache_server_job_networks": "{{ cellblock_fleet | cellblock_job_sources + ['10.99.0.0/24'] }}",
+        "cache_server_job_networks": "{{ cellblock_fleet | cellblock.fleet.job_sources + ['10.99.0.0/24'] }}",
     }
     limit = ("--limit", "localhost,cache1")
     try:

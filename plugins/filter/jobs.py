@@ -1,0 +1,78 @@
+"""Filters for playbooks that run jobs: read job files, share jobs among hosts, show results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.engine import (
+    result_table as table,
+)
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.engine.job import (
+    load_job_data,
+    parse_job,
+)
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.errors import (
+    CellblockError,
+    InvalidJobError,
+)
+
+
+def read_jobs(paths: str | Sequence[str]) -> list[dict[str, Any]]:
+    """Job files (a path or a list of paths) as jobs for sandbox_job, with the files that they name.
+
+    Paths are relative to the directory that ansible-playbook was started in. Every job is checked
+    as far as that is possible without a host. Raises AnsibleFilterError naming the file and field.
+    """
+    if isinstance(paths, str):
+        paths = [paths]
+    if not isinstance(paths, Sequence) or not paths or not all(isinstance(p, str) for p in paths):
+        raise AnsibleFilterError(
+            f"job is {paths!r}, not a job file; write -e job=jobs/hello-c.yml, or a list of files"
+        )
+    jobs = []
+    for path in paths:
+        try:
+            data = load_job_data(Path(path))
+            parse_job(data)
+        except InvalidJobError as problem:
+            where = "" if problem.subject == path else f"{path}: "
+            raise AnsibleFilterError(f"{where}{problem}") from None
+        except CellblockError as problem:
+            raise AnsibleFilterError(str(problem)) from None
+        # A job without a name of its own is known by its file's.
+        jobs.append({"name": Path(path).stem, **data})
+    return jobs
+
+
+def share_jobs(
+    jobs: Sequence[dict[str, Any]], hosts: Sequence[str], host: str
+) -> list[dict[str, Any]]:
+    """What of `jobs` falls to `host` when they are dealt out to `hosts` in turn."""
+    if host not in hosts:
+        raise AnsibleFilterError(
+            f"cellblock.fleet.share_jobs: {host!r} is none of the hosts {list(hosts)}"
+        )
+    return list(jobs[list(hosts).index(host) :: len(hosts)])
+
+
+def result_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Job records as a table (job, host, stage, verdict, exit, times, memory), and under it the
+    first lines that the jobs wrote.
+    """
+    if not records:
+        return "No job was run."
+    return f"{table.render(records)}\n\n{table.render_output(records)}".strip()
+
+
+class FilterModule:
+    """The filters by the names that playbooks use."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "read_jobs": read_jobs,
+            "share_jobs": share_jobs,
+            "result_table": result_table,
+        }

@@ -1,8 +1,0 @@
-"""``python3 -m cellblock`` is the ``cellblock`` command."""
-
-import sys
-
-from cellblock.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())

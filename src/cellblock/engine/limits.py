@@ -1,0 +1,289 @@
+"""The limits of a stage: one table that types, parsing, maxima and documentation derive from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+from .. import units
+from ..errors import InvalidJobError, LimitAboveMaximumError
+from ..units import Bytes, Count, Cpus, Milliseconds
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class LimitInfo:
+    """What the documentation says of a limit. ``maximum`` is the host's default maximum."""
+
+    unit: str
+    default: int | float
+    maximum: int | float
+    minimum: int | float
+    enforced_by: str
+    evidence: str
+    help: str
+
+
+@dataclass(frozen=True)
+class _UnitKind:
+    name: str
+    parse: Callable[[object], int | float]
+
+
+_KINDS: dict[object, _UnitKind] = {
+    Milliseconds: _UnitKind("milliseconds", units.parse_milliseconds),
+    Bytes: _UnitKind("bytes", units.parse_bytes),
+    Count: _UnitKind("count", units.parse_count),
+    Cpus: _UnitKind("CPUs", units.parse_cpus),
+}
+
+
+def _limit(
+    default: int | float,
+    *,
+    maximum: int | float,
+    minimum: int | float = 1,
+    enforced_by: str,
+    evidence: str,
+    help: str,
+) -> Any:
+    return field(
+        default=default,
+        metadata={
+            "maximum": maximum,
+            "minimum": minimum,
+            "enforced_by": enforced_by,
+            "evidence": evidence,
+            "help": help,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class StageConstraints:
+    """The limits of one stage, every one enforced; the values are what the stage gets."""
+
+    wall_time_ms: Milliseconds = _limit(
+        10_000,
+        maximum=120_000,
+        enforced_by="supervisor's monotonic clock",
+        evidence="supervisor's clock",
+        help="Time from the start of the program to its end.",
+    )
+    cpu_time_ms: Milliseconds = _limit(
+        5_000,
+        maximum=120_000,
+        enforced_by="cgroup CPU accounting, read by the supervisor; RLIMIT_CPU behind it",
+        evidence="cgroup CPU usage",
+        help="CPU time of all processes of the stage together, user and system.",
+    )
+    memory_bytes: Bytes = _limit(
+        256 * MIB,
+        maximum=2048 * MIB,
+        minimum=4 * MIB,
+        enforced_by="cgroup memory limit, swap included",
+        evidence="OOM kills counted by the cgroup",
+        help="Memory of all processes together, page cache and scratch files included.",
+    )
+    processes: Count = _limit(
+        64,
+        maximum=1024,
+        enforced_by="cgroup pids limit",
+        evidence="forks refused, counted by the cgroup",
+        help="Processes and threads at one time.",
+    )
+    stack_bytes: Bytes = _limit(
+        8 * MIB,
+        maximum=1024 * MIB,
+        minimum=64 * 1024,
+        enforced_by="RLIMIT_STACK",
+        evidence="none: the program sees SIGSEGV",
+        help="Stack of the main thread of each process.",
+    )
+    file_size_bytes: Bytes = _limit(
+        16 * MIB,
+        maximum=1024 * MIB,
+        minimum=0,
+        enforced_by="RLIMIT_FSIZE",
+        evidence="SIGXFSZ",
+        help="Size of any one file that the stage writes.",
+    )
+    scratch_bytes: Bytes = _limit(
+        64 * MIB,
+        maximum=1024 * MIB,
+        minimum=64 * 1024,
+        enforced_by="tmpfs size",
+        evidence="none: the program sees ENOSPC",
+        help="Everything in /work and /tmp together. Counts in memory_bytes too.",
+    )
+    scratch_files: Count = _limit(
+        4096,
+        maximum=65_536,
+        minimum=16,
+        enforced_by="tmpfs inode limit",
+        evidence="none: the program sees ENOSPC",
+        help="Files and directories in /work and /tmp together.",
+    )
+    open_files: Count = _limit(
+        256,
+        maximum=4096,
+        minimum=4,
+        enforced_by="RLIMIT_NOFILE",
+        evidence="none: the program sees EMFILE",
+        help="Open file descriptors of each process.",
+    )
+    stdout_bytes: Bytes = _limit(
+        MIB,
+        maximum=16 * MIB,
+        minimum=0,
+        enforced_by="supervisor's byte counter on the pipe",
+        evidence="byte counter",
+        help="What the stage may write to standard output; it is ended at the first byte beyond.",
+    )
+    stderr_bytes: Bytes = _limit(
+        MIB,
+        maximum=16 * MIB,
+        minimum=0,
+        enforced_by="supervisor's byte counter on the pipe",
+        evidence="byte counter",
+        help="What the stage may write to standard error; it is ended at the first byte beyond.",
+    )
+    network_bytes: Bytes = _limit(
+        256 * MIB,
+        maximum=16 * 1024 * MIB,
+        minimum=0,
+        enforced_by="nftables quota in the job's network slot",
+        evidence="packets that the quota refused",
+        help="Bytes received and sent together, as IP packets; the stage is ended beyond.",
+    )
+    network_bytes_per_second: Bytes = _limit(
+        16 * MIB,
+        maximum=1024 * MIB,
+        minimum=1024,
+        enforced_by="nftables limit in the job's network slot, with one second's worth of burst",
+        evidence="none: transfers are slower",
+        help="Bandwidth in each direction.",
+    )
+    network_connections: Count = _limit(
+        64,
+        maximum=4096,
+        minimum=0,
+        enforced_by="connection count in the job's network slot",
+        evidence="connections refused, counted by the slot's filter",
+        help="Connections at one time, and UDP exchanges of the last 30 seconds or so.",
+    )
+    network_connections_per_second: Count = _limit(
+        64,
+        maximum=256,
+        minimum=1,
+        enforced_by="nftables limit in the job's network slot, with one second's worth of burst",
+        evidence="none: connections are opened later",
+        help="New connections. What ends stays for minutes in the tables of those it went to.",
+    )
+    cpus: Cpus = _limit(
+        1.0,
+        maximum=4.0,
+        minimum=0.01,
+        enforced_by="cgroup CPU bandwidth",
+        evidence="none: the stage runs slower",
+        help="CPUs' worth of time per second of wall time.",
+    )
+
+    @classmethod
+    def parse(cls, data: object, where: str) -> StageConstraints:
+        """Constraints from a mapping; fields left out take their defaults.
+
+        Raises :class:`InvalidJobError` that names the field below ``where``.
+        """
+        if not isinstance(data, Mapping):
+            raise InvalidJobError(
+                where,
+                "is not a mapping",
+                "write limits as name: value, for example cpu_time_ms: 2s",
+            )
+        known = LIMITS
+        values: dict[str, Any] = {}
+        for name, value in data.items():
+            subject = f"{where}.{name}"
+            if name not in known:
+                raise InvalidJobError(subject, "is not a limit", _suggest_limit(str(name)))
+            info = known[name]
+            try:
+                parsed = _PARSERS[name](value)
+            except ValueError as problem:
+                message, _, remedy = str(problem).partition("; ")
+                raise InvalidJobError(subject, message, remedy) from None
+            if parsed < info.minimum:
+                raise InvalidJobError(
+                    subject,
+                    f"is {parsed} {info.unit}, too little for any program",
+                    f"write at least {info.minimum}",
+                )
+            values[name] = parsed
+        memory = values.get("memory_bytes", LIMITS["memory_bytes"].default)
+        if (
+            values.setdefault("scratch_bytes", min(memory, LIMITS["scratch_bytes"].default))
+            > memory
+        ):
+            raise InvalidJobError(
+                f"{where}.scratch_bytes",
+                f"is {values['scratch_bytes']}, more than memory_bytes ({memory}), in which it counts",
+                "raise memory_bytes or lower scratch_bytes",
+            )
+        return cls(**values)
+
+    def check_maxima(self, maxima: Mapping[str, int | float], where: str) -> None:
+        """Raises :class:`LimitAboveMaximumError` naming every field above the host's maximum."""
+        above = [
+            f"{name} is {getattr(self, name)}, the maximum is {maxima[name]} {LIMITS[name].unit}"
+            for name in LIMITS
+            if getattr(self, name) > maxima[name]
+        ]
+        if above:
+            raise LimitAboveMaximumError(
+                where,
+                " and ".join(above),
+                "ask for less, or raise worker_slave_maxima for this host",
+            )
+
+    def as_dict(self) -> dict[str, int | float]:
+        """Every limit as applied, in the unit of its name."""
+        return dataclasses.asdict(self)
+
+
+def _kinds() -> dict[str, _UnitKind]:
+    hints = get_type_hints(StageConstraints)
+    return {f.name: _KINDS[hints[f.name]] for f in dataclasses.fields(StageConstraints)}
+
+
+_PARSERS = {name: kind.parse for name, kind in _kinds().items()}
+
+LIMITS: dict[str, LimitInfo] = {
+    f.name: LimitInfo(
+        unit=_kinds()[f.name].name, default=getattr(StageConstraints(), f.name), **f.metadata
+    )
+    for f in dataclasses.fields(StageConstraints)
+}
+"""Every limit by name, in documentation order."""
+
+DEFAULT_MAXIMA: dict[str, int | float] = {name: info.maximum for name, info in LIMITS.items()}
+
+
+def parse_maxima(data: Mapping[str, object], where: str) -> dict[str, int | float]:
+    """A host's maxima: the defaults, overridden by ``data`` (limit name -> quantity)."""
+    maxima = dict(DEFAULT_MAXIMA)
+    parsed = StageConstraints.parse(data, where)
+    for name in data:
+        maxima[name] = getattr(parsed, name)
+    return maxima
+
+
+def _suggest_limit(name: str) -> str:
+    stem = name.lower()
+    close = [known for known in LIMITS if known.startswith(stem) or stem in known]
+    if close:
+        return f"write {' or '.join(close)} (the unit is part of the name)"
+    return f"the limits are {', '.join(LIMITS)}"

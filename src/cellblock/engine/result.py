@@ -1,0 +1,200 @@
+"""What a job did: the record, composed outside the jail, and its JSON shape."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import signal
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from .limits import StageConstraints
+
+_CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\r")
+_FEW_CONTROLS = 4096
+
+
+class Verdict(str, Enum):
+    """How a stage ended; exactly one per stage."""
+
+    OK = "ok"
+    """Exit code 0 and no limit hit."""
+    NONZERO_EXIT = "nonzero_exit"
+    SIGNALED = "signaled"
+    """Ended by a signal that was not the sandbox's answer to a limit."""
+    LIMIT_EXCEEDED = "limit_exceeded"
+    NOT_STARTED = "not_started"
+    """The program could not be executed; ``reason`` says why (no such file, not executable...)."""
+    SKIPPED = "skipped"
+    """An earlier stage did not end well."""
+    INTERNAL_ERROR = "internal_error"
+    """The sandbox failed; a job cannot cause this."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A limit that was hit. ``seen`` is in the limit's unit, None where only the fact is known."""
+
+    limit: str
+    allowed: int | float
+    seen: int | float | None
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """Bytes from a pipe, never parsed. ``truncated``: the stage wrote more than it was allowed."""
+
+    data: bytes = b""
+    truncated: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**content(self.data), "size_bytes": len(self.data), "truncated": self.truncated}
+
+
+@dataclass(frozen=True)
+class CollectedFile:
+    """A file that the job left, or why it was not taken.
+
+    ``name`` is relative to the work directory; where it is not UTF-8 it is escaped for reading and
+    ``name_base64`` has its bytes. ``problem`` is None or one of ``missing``, ``symbolic_link``,
+    ``not_a_regular_file``, ``too_large``, ``too_deep``, ``too_many_files``.
+    """
+
+    name: str
+    name_base64: str | None
+    problem: str | None
+    data: bytes
+    sha256: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        shape: dict[str, Any] = {"name": self.name, "problem": self.problem}
+        if self.name_base64 is not None:
+            shape["name_base64"] = self.name_base64
+        if self.problem is None:
+            shape.update(content(self.data), size_bytes=len(self.data), sha256=self.sha256)
+        return shape
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a stage cost; a figure that this host cannot give is None, never 0.
+
+    ``sources`` says of every figure where it comes from. Figures from the cgroup and the
+    supervisor cannot be hidden; ``reaped_only`` ones are what the kernel adds up for children that
+    were waited for: a job that ignores SIGCHLD lowers them.
+    """
+
+    wall_time_ms: float
+    cpu_time_ms: float
+    cpu_user_ms: float
+    cpu_system_ms: float
+    memory_peak_bytes: int
+    memory_cache_end_bytes: int
+    processes_peak: int | None
+    max_rss_bytes: int | None
+    voluntary_context_switches: int | None
+    involuntary_context_switches: int | None
+    read_bytes: int | None
+    written_bytes: int | None
+    block_read_bytes: int | None
+    block_written_bytes: int | None
+    network_received_bytes: int | None
+    network_sent_bytes: int | None
+    network_received_packets: int | None
+    network_sent_packets: int | None
+    network_refused_packets: int | None
+    network_throttled_packets: int | None
+    sources: dict[str, str]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One stage's record; ``exit_code`` and ``signal`` are never guessed from each other."""
+
+    name: str
+    verdict: Verdict
+    constraints: StageConstraints
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str | None = None
+    violations: tuple[Violation, ...] = ()
+    stdout: Output = field(default_factory=Output)
+    stderr: Output = field(default_factory=Output)
+    usage: Usage | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "verdict": self.verdict.value,
+            "exit_code": self.exit_code,
+            "signal": None
+            if self.signal is None
+            else {"name": signal_name(self.signal), "number": self.signal},
+            "reason": self.reason,
+            "violations": [vars(violation) for violation in self.violations],
+            "stdout": self.stdout.as_dict(),
+            "stderr": self.stderr.as_dict(),
+            "usage": None if self.usage is None else dict(vars(self.usage)),
+            "constraints": self.constraints.as_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """The record of a job: one entry per stage, in order."""
+
+    job_id: str
+    name: str
+    environment: str
+    host: str
+    labels: dict[str, str]
+    stages: tuple[StageResult, ...]
+    files: tuple[CollectedFile, ...] = ()
+    queue_time_ms: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """The first verdict that is not ``ok`` (or skipped), else ``ok``."""
+        for stage in self.stages:
+            if stage.verdict not in (Verdict.OK, Verdict.SKIPPED):
+                return stage.verdict
+        return Verdict.OK
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON shape of the record, documented in ``docs/results.md``."""
+        return {
+            "job_id": self.job_id,
+            "name": self.name,
+            "environment": self.environment,
+            "host": self.host,
+            "labels": self.labels,
+            "verdict": self.verdict.value,
+            "queue_time_ms": self.queue_time_ms,
+            "stages": [stage.as_dict() for stage in self.stages],
+            "files": [file.as_dict() for file in self.files],
+        }
+
+
+def content(data: bytes) -> dict[str, str]:
+    """``text`` when the bytes are UTF-8 and text for the most part, else ``base64``.
+
+    JSON writes a control character as six: a job that writes nothing else would blow up its record.
+    """
+    controls = len(data) - len(data.translate(None, _CONTROLS))
+    text: str | None = None
+    if b"\0" not in data and controls <= max(_FEW_CONTROLS, len(data) // 10):
+        with contextlib.suppress(UnicodeDecodeError):
+            text = data.decode("utf-8")
+    if text is None:
+        return {"base64": base64.b64encode(data).decode("ascii")}
+    return {"text": text}
+
+
+def signal_name(number: int) -> str:
+    """``SIGABRT`` for 6; real-time signals as ``SIGRTMIN+n``."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}" if number > 31 else f"SIG{number}"

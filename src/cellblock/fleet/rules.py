@@ -1,0 +1,116 @@
+"""A host's firewall rules, derived from the declared flows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from typing import Any
+
+from .model import CONTROLLERS, INTERNET, NOT_INTERNET, Address, Fleet, Flow, Network
+
+# Names of sets and peers in a host's rules that no group or network may have.
+ANY = "any"
+NOT_THE_INTERNET = "not_internet"
+JOBS = "jobs"
+# The host's ends of the slots' veth pairs (cellblock.slots.HOST_END), as nft writes all of them.
+JOB_INTERFACES = "cbj*"
+
+
+def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
+    """What the firewall of host ``name`` lets in and out: role firewall's ``firewall_rules``.
+
+    ``own_name``; ``sets`` {peer: [CIDR]}, the addresses behind each peer's name; ``inbound`` and
+    ``outbound`` [{name, peer, protocol, ports, except}], where ``name`` says which flow it is, the
+    peer ``any`` is every address but those of the sets in ``except``, and ports are in ascending
+    order, none for icmp; ``controllers`` [address]; of a slave with a range for jobs ``forward``
+    {interfaces, networks}, whose traffic the host may pass on (role macvlan, mode routed), IPv4 and,
+    where jobs have it, IPv6.
+    """
+    host = fleet.hosts[name]
+    inbound: list[dict[str, Any]] = []
+    outbound: list[dict[str, Any]] = []
+    for flow in fleet.flows:
+        if host in fleet.members(flow.destination):
+            served = [s for s in flow.services if host in fleet.serving(s)]
+            inbound += _rules(fleet, flow, flow.source, served)
+        if host in fleet.members(flow.source):
+            outbound += _rules(fleet, flow, flow.destination, flow.services)
+    for policy, flows in fleet.job_flows.items():
+        for flow in flows if fleet.job_networks else ():
+            if host in fleet.members(flow.destination):
+                served = [s for s in flow.services if host in fleet.serving(s)]
+                rules = _rules(fleet, flow, JOBS, served)
+                inbound += [{**rule, "name": f"jobs, policy {policy}"} for rule in rules]
+    peers = {rule["peer"] for rule in inbound + outbound} - {ANY}
+    sets = {peer: _addresses(fleet, peer, host.addresses) for peer in sorted(peers)}
+    if any(rule["peer"] == ANY for rule in outbound):
+        sets[NOT_THE_INTERNET] = not_internet(fleet)
+    passed_on = [n[name] for n in (fleet.job_networks, fleet.job_ipv6_networks) if name in n]
+    forward = (
+        {"interfaces": JOB_INTERFACES, "networks": [str(network) for network in passed_on]}
+        if passed_on
+        else {}
+    )
+    return {
+        **({"forward": forward} if forward else {}),
+        "own_name": name,
+        "sets": sets,
+        "inbound": inbound,
+        "outbound": outbound,
+        "controllers": [str(network) for network in fleet.networks.get(CONTROLLERS, ())],
+    }
+
+
+def clients(fleet: Fleet, service: str) -> list[str]:
+    """The addresses (CIDR) from which the flows let ``service`` be used: for the service's own list."""
+    peers = {flow.source for flow in fleet.flows if service in flow.services}
+    return collapsed(ip_network(a) for peer in peers for a in _addresses(fleet, peer, ()))
+
+
+def _rules(fleet: Fleet, flow: Flow, peer: str, services: Iterable[str]) -> list[dict[str, Any]]:
+    """One rule for each protocol of a flow."""
+    everywhere = {"peer": ANY, "except": [NOT_THE_INTERNET]}
+    return [
+        {
+            "name": f"{flow.source} -> {flow.destination}",
+            "protocol": protocol,
+            "ports": ports,
+            **(everywhere if peer == INTERNET else {"peer": peer}),
+        }
+        for protocol, ports in ports_by_protocol(fleet, services)
+    ]
+
+
+def ports_by_protocol(fleet: Fleet, services: Iterable[str]) -> list[tuple[str, list[int]]]:
+    """The services' ports by protocol."""
+    ports: dict[str, set[int]] = {}
+    for service in services:
+        declared = fleet.services[service]
+        ports.setdefault(declared.protocol, set())
+        if declared.port is not None:
+            ports[declared.protocol].add(declared.port)
+    return [(protocol, sorted(numbers)) for protocol, numbers in sorted(ports.items())]
+
+
+def _addresses(fleet: Fleet, peer: str, own: Iterable[Address]) -> list[str]:
+    if peer == JOBS:
+        return collapsed(fleet.networks_of_jobs())
+    if peer in fleet.networks:
+        return collapsed(fleet.networks[peer])
+    members = {address for host in fleet.members(peer) for address in host.addresses}
+    return collapsed(ip_network(address) for address in members - set(own))
+
+
+def not_internet(fleet: Fleet) -> list[str]:
+    """Every address that is not the internet: special ranges, and what is declared as ours."""
+    ours = [ip_network(a) for host in fleet.fleet_hosts() for a in host.addresses]
+    declared = [network for networks in fleet.networks.values() for network in networks]
+    return collapsed([*NOT_INTERNET, *ours, *declared, *fleet.networks_of_jobs()])
+
+
+def collapsed(networks: Iterable[Network]) -> list[str]:
+    """The same addresses as few networks, IPv4 first, each family in ascending order."""
+    every = list(networks)
+    v4 = collapse_addresses(n for n in every if isinstance(n, IPv4Network))
+    v6 = collapse_addresses(n for n in every if isinstance(n, IPv6Network))
+    return [str(network) for network in (*v4, *v6)]

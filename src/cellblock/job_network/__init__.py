@@ -1,0 +1,1 @@
+"""The jobs' network: which addresses slots have, what a policy reaches, and the slots themselves."""

@@ -1,0 +1,216 @@
+"""Definitions, mirrors, failures; the build itself with a stand-in for mmdebstrap."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from ansible_collections.cellblock.fleet.plugins.module_utils import _environments as env
+
+BASE = {"base": {"packages": ["bash"], "description": "shell"}}
+
+
+def archive(**definition: object) -> env.Archive:
+    raw = {"base": {**BASE["base"], **definition}}
+    return env.plan_archives(raw, "bookworm", ["x86_64"])[0]
+
+
+def test_every_environment_for_every_architecture_once() -> None:
+    raw = {**BASE, "c": {"packages": ["gcc"], "description": "C"}}
+    planned = env.plan_archives(raw, "bookworm", ["x86_64", "aarch64", "x86_64"])
+    assert [a.label for a in planned] == [
+        "base-bookworm-x86_64",
+        "c-bookworm-x86_64",
+        "base-bookworm-aarch64",
+        "c-bookworm-aarch64",
+    ]
+
+
+def test_digest_depends_on_content_only() -> None:
+    same = archive(packages=["bb", "aa"]).digest
+    assert archive(packages=["aa", "bb"], description="other", path="/bin").digest == same
+    assert archive(packages=["aa"]).digest != same
+    assert env.plan_archives(BASE, "trixie", ["x86_64"])[0].digest != archive().digest
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({}, "at least one entry"),
+        ([], "at least one entry"),
+        ({"Bad": {}}, "environment name 'Bad'"),
+        ({"../x": {}}, "environment name"),
+        ({"x": []}, "Environment 'x' must be a dictionary"),
+        ({"x": {"pakages": []}}, "unknown field 'pakages'"),
+        ({"x": {"packages": "gcc", "description": "d"}}, "must be a list"),
+        ({"x": {"packages": ["a b"], "description": "d"}}, "'a b' is not the name"),
+        ({"x": {"packages": ["--opt"], "description": "d"}}, "is not the name"),
+        ({"x": {"packages": []}}, "needs a 'description'"),
+        ({"x": {"packages": [], "description": "d", "path": "bin"}}, "must be absolute"),
+    ],
+)
+def test_bad_definitions_are_named(raw: object, message: str) -> None:
+    with pytest.raises(env.DefinitionError, match=message):
+        env.parse_definitions(raw)
+
+
+def test_bad_suite_and_architecture_are_named() -> None:
+    with pytest.raises(env.DefinitionError, match="suite: 'Book worm'"):
+        env.plan_archives(BASE, "Book worm", ["x86_64"])
+    with pytest.raises(env.DefinitionError, match="'riscv64' is not supported"):
+        env.plan_archives(BASE, "bookworm", ["riscv64"])
+
+
+TARGETS = """\
+Docker|bookworm|http://docker.test/
+Debian|trixie|http://mirror.test/debian/
+Debian|trixie-updates|http://mirror.test/debian/
+Debian|trixie-security|http://mirror.test/security/
+"""
+
+
+def test_mirror_comes_from_the_machines_own_apt() -> None:
+    assert env.sources("bookworm", None, None, TARGETS) == [
+        "deb http://mirror.test/debian/ bookworm main",
+        "deb http://mirror.test/debian/ bookworm-updates main",
+        "deb http://mirror.test/security/ bookworm-security main",
+    ]
+    assert env.sources("bookworm", None, None, "Ubuntu|noble|http://u.test/\n") == []
+
+
+def test_given_mirror_wins() -> None:
+    assert env.sources("bookworm", "http://m.test/", None, TARGETS) == [
+        "deb http://m.test/ bookworm main"
+    ]
+    both = env.sources("bookworm", "http://m.test/", "http://s.test/", TARGETS)
+    assert both[1] == "deb http://s.test/ bookworm-security main"
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("E: Unable to locate package nopkg\n", "no package 'nopkg' for x86_64"),
+        ("E: Package 'old' has no installation candidate", "no package 'old'"),
+        ("E: amd64 can neither be executed natively nor via qemu", "'qemu-user-static'"),
+        ("dpkg: error: No space left on device", "disk is full"),
+        ("GPG error: NO_PUBKEY 0E98404D386FA1D9", "debian-archive-keyring"),
+        ("E: The repository 'x y Release' does not have a Release file.", "has no release"),
+        ("E: Failed to fetch http://x  Could not connect", "could not be downloaded"),
+        ("I: fine\nE: something else\n", r"mmdebstrap failed \(something else\); read its log"),
+    ],
+)
+def test_failures_are_explained_in_one_sentence(output: str, message: str) -> None:
+    text = env.explain_failure(archive(), output, Path("/cache/environments/base.log"))
+    assert text.startswith("Environment 'base': ")
+    assert text.endswith(".")
+    with pytest.raises(env.BuildError, match=message):
+        raise env.BuildError(text)
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH on which mmdebstrap only takes its arguments apart; it fails when told to."""
+    directory = tmp_path / "programs"
+    directory.mkdir()
+    script = """#!/bin/sh
+echo run >> "$(dirname "$0")/runs"
+for a; do
+  case $a in
+    *.tar.zst) target=$a ;;
+    *--showformat*) manifest=${a##*> } ;;
+  esac
+done
+echo half > "$target"
+if [ -e "$(dirname "$0")/fail" ]; then echo 'E: Unable to locate package nopkg'; exit 1; fi
+echo "$SOURCE_DATE_EPOCH" > "$target"
+printf 'bash\\t5.2\\tamd64\\n' > "$manifest"
+"""
+    for name in ("mmdebstrap", "zstd", "dpkg-query"):
+        (directory / name).write_text(script)
+        (directory / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    return directory
+
+
+def test_builds_once_and_remembers(programs: Path, tmp_path: Path) -> None:
+    cache = env.Cache(tmp_path / "cache", lambda suite: [])
+    assert cache.find(archive()) is None
+    first = cache.build(archive(), rebuild=False)
+    assert first.built
+    assert first.packages == {"bash": "5.2"}
+    assert first.size_bytes == first.path.stat().st_size
+    second = cache.find(archive())
+    assert second is not None
+    assert (second.sha256, second.built) == (first.sha256, False)
+    assert not cache.build(archive(), rebuild=False).built
+    assert cache.build(archive(), rebuild=True).built
+    assert (programs / "runs").read_text().count("run") == 2
+
+
+def test_failed_build_leaves_only_its_log(programs: Path, tmp_path: Path) -> None:
+    (programs / "fail").touch()
+    cache = env.Cache(tmp_path / "cache", lambda suite: [])
+    with pytest.raises(env.BuildError, match="no package 'nopkg'"):
+        cache.build(archive(), rebuild=False)
+    assert sorted(os.listdir(tmp_path / "cache/environments")) == [
+        ".lock",
+        "base-bookworm-x86_64.log",
+    ]
+
+
+def test_leftovers_and_truncated_archives_do_not_count(programs: Path, tmp_path: Path) -> None:
+    cache = env.Cache(tmp_path / "cache", lambda suite: [])
+    record = cache.build(archive(), rebuild=False)
+    leftover = record.path.parent / ".partial-0-x.tar.zst"
+    leftover.touch()
+    record.path.write_bytes(b"")
+    assert cache.find(archive()) is None
+    assert cache.build(archive(), rebuild=False).built
+    assert not leftover.exists()
+
+
+def test_missing_program_and_ordinary_user_are_explained(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = env.Cache(tmp_path / "cache", lambda suite: [])
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(env.BuildError, match="ordinary user"):
+        cache.build(archive(), rebuild=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(env.BuildError, match="no 'mmdebstrap'; install the package"):
+        cache.build(archive(), rebuild=False)
+
+
+def test_prebuilt_archives(tmp_path: Path) -> None:
+    with pytest.raises(env.BuildError, match=r"base-bookworm-x86_64\.tar\.zst does not exist"):
+        env.prebuilt(archive(), tmp_path)
+    (tmp_path / "base-bookworm-x86_64.tar.zst").write_bytes(b"abc")
+    record = env.prebuilt(archive(), tmp_path)
+    assert record.sha256 is not None
+    assert record.sha256.startswith("ba7816bf")
+    assert not record.built
+
+
+def test_what_a_host_gets() -> None:
+    built = [
+        {"name": "base", "architecture": "x86_64", "path": "/c/b.tar.zst", "sha256": "ab"},
+        {"name": "base", "architecture": "aarch64", "path": "/c/x.tar.zst", "sha256": None},
+    ]
+    assert env.trees_for_host(built, "x86_64", "/e") == [
+        {"src": "/c/b.tar.zst", "sha256": "ab", "dest": "/e/base", "mode": "0755"}
+    ]
+    registry = env.registry_for_host(BASE, built, "x86_64", "/e")
+    assert json.loads(json.dumps(registry)) == {
+        "base": {
+            "path": "/e/base",
+            "digest": "sha256:ab",
+            "description": "shell",
+            "default_path": "/usr/local/bin:/usr/bin:/bin",
+            "mounts": [],
+        }
+    }
+    with pytest.raises(env.DefinitionError, match="'base' was not built for riscv64"):
+        env.registry_for_host(BASE, built, "riscv64", "/e")

@@ -1,0 +1,247 @@
+"""What the module finds out about the host and refuses; the rules themselves are tested on hosts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from ansible_collections.cellblock.fleet.plugins.modules import firewall
+from ansible_collections.cellblock.fleet.plugins.modules.firewall import (
+    Firewall,
+    FirewallError,
+    check_controllers,
+    ssh_connection,
+)
+
+CONNECTION = "192.0.2.10 50000 192.0.2.21 22"
+
+
+@pytest.mark.parametrize(
+    ("controllers", "connection"),
+    [
+        (["192.0.2.10"], CONNECTION),
+        (["198.51.100.1", "192.0.2.0/24"], CONNECTION),
+        (["192.0.2.10/24"], CONNECTION),
+        (["2001:db8::/64"], "2001:db8::5 50000 2001:db8::21 22"),
+        (["192.0.2.10"], "::ffff:192.0.2.10 50000 ::ffff:192.0.2.21 22"),
+        (["fe80::/10"], "fe80::1%eth0 50000 fe80::2%eth0 22"),
+        # Not by ssh: nothing that could be cut off.
+        (["198.51.100.1"], ""),
+    ],
+)
+def test_controllers_that_hold_the_connection(controllers: list[str], connection: str) -> None:
+    check_controllers(controllers, connection)
+
+
+@pytest.mark.parametrize(
+    ("controllers", "connection", "words"),
+    [
+        (["192.0.2.11"], CONNECTION, ["comes from 192.0.2.10", "(192.0.2.11)", "add the address"]),
+        (["2001:db8::/64"], CONNECTION, ["comes from 192.0.2.10"]),
+        ([], CONNECTION, ["controllers is empty"]),
+        ([], "", ["controllers is empty"]),
+        (["master1"], "", ["'master1' is no IP address"]),
+    ],
+)
+def test_controllers_that_do_not(controllers: list[str], connection: str, words: list[str]) -> None:
+    with pytest.raises(FirewallError) as refused:
+        check_controllers(controllers, connection)
+    for word in words:
+        assert word in str(refused.value)
+
+
+def process(proc: Path, pid: int, parent: int, environment: bytes) -> None:
+    (proc / str(pid)).mkdir()
+    (proc / str(pid) / "environ").write_bytes(environment)
+    (proc / str(pid) / "stat").write_text(f"{pid} (a) b) S {parent} 1 1", encoding="utf-8")
+
+
+def test_the_connection_is_found_above_sudo(tmp_path: Path) -> None:
+    process(tmp_path, 40, 30, b"PATH=/bin\0")
+    process(tmp_path, 30, 20, b"SUDO_USER=a\0")
+    process(tmp_path, 20, 1, b"A=b\0SSH_CONNECTION=" + CONNECTION.encode() + b"\0")
+    assert ssh_connection(str(tmp_path), 40) == CONNECTION
+
+
+def test_no_connection(tmp_path: Path) -> None:
+    process(tmp_path, 40, 1, b"PATH=/bin\0")
+    assert ssh_connection(str(tmp_path), 40) == ""
+    assert ssh_connection(str(tmp_path), 41) == ""
+
+
+RULES = "table inet cellblock { }\n"
+LOADED = {
+    "state": "loaded",
+    "missing": [],
+    "added": [],
+    "sha256": "",
+    "pending": None,
+    "rolled_back": None,
+}
+
+
+class Host:
+    """A host of answers to commands, with files below a temporary directory."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **params: Any) -> None:
+        self.program = tmp_path / "cellblock-firewall"
+        self.program.write_text("program", encoding="utf-8")
+        self.program.chmod(0o755)
+        self.confirmed = tmp_path / "firewall.nft"
+        self.status: dict[str, Any] = {**LOADED}
+        self.units = {"is-enabled": "enabled", "is-active": "active"}
+        self.check = (0, "", "")
+        self.routes: list[dict[str, Any]] = []
+        self.commands: list[list[str]] = []
+        monkeypatch.setattr(firewall, "PROGRAM", str(self.program))
+        monkeypatch.setattr(firewall, "CONFIRMED", str(self.confirmed))
+        monkeypatch.setattr(firewall, "ssh_connection", lambda: CONNECTION)
+        self.nft: str | None = "/usr/sbin/nft"
+        monkeypatch.setattr(firewall.shutil, "which", lambda *args, **kwargs: self.nft)
+        monkeypatch.setattr(firewall.os.path, "isdir", lambda path: True)
+        self.params = {
+            "rules": RULES,
+            "controllers": ["192.0.2.10"],
+            "rollback_after_s": 30,
+            "files": [{"path": str(self.program), "content": "program", "mode": "0755"}],
+            "token": "",
+            "earlier_connections": [],
+            **params,
+        }
+
+    def firewall(self) -> Firewall:
+        module = mock.Mock(params=self.params)
+        module.run_command = self.run_command
+        return Firewall(module)
+
+    def run_command(self, command: list[str], **_: Any) -> tuple[int, str, str]:
+        self.commands.append(command)
+        if command[0] == "systemctl":
+            return 0, self.units.get(command[1], "") + "\n", ""
+        if command[0] == "ip":
+            return 0, json.dumps(self.routes), ""
+        if command[1] == "status":
+            return 0, json.dumps(self.status), ""
+        if command[1] == "check":
+            return self.check
+        return 0, "", ""
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    found = Host(tmp_path, monkeypatch)
+    found.confirmed.write_text(RULES, encoding="utf-8")
+    found.status["sha256"] = firewall.hashlib.sha256(RULES.encode()).hexdigest()
+    return found
+
+
+def test_nothing_to_do(host: Host) -> None:
+    plan = host.firewall().plan()
+    assert (plan["changed"], plan["load"], plan["diff"]) == (False, False, [])
+    assert not any(command[1] == "check" for command in host.commands)
+
+
+def test_other_rules(host: Host) -> None:
+    host.confirmed.write_text("table inet cellblock { chain a { } }\n", encoding="utf-8")
+    plan = host.firewall().plan()
+    assert plan["changed"] and plan["load"]
+    assert plan["reasons"] == ["the rules differ"]
+    assert plan["diff"][0]["after"] == RULES
+    assert "chain a" in plan["diff"][0]["before"]
+
+
+def test_a_clean_host(host: Host) -> None:
+    host.program.unlink()
+    host.confirmed.unlink()
+    host.status = {**LOADED, "state": "none", "sha256": None}
+    host.units = {"is-enabled": "", "is-active": "inactive"}
+    plan = host.firewall().plan()
+    assert plan["changed"] and plan["load"]
+    assert plan["reasons"][:2] == [f"{host.program} is absent", "there are no rules yet"]
+    # A program is shown by its digest, the rules in full.
+    assert [diff["after"][:7] for diff in plan["diff"]] == ["sha256:", "table i"]
+    assert not host.program.exists()
+
+
+def test_what_was_done_to_the_kernels_table_is_shown(host: Host) -> None:
+    host.status["added"] = [{"object": "chain input", "text": "accept"}]
+    host.status["missing"] = [{"object": "chain input", "text": "drop"}]
+    plan = host.firewall().plan()
+    assert plan["load"]
+    assert plan["diff"][0]["before"] == "chain input: accept\n"
+    assert plan["diff"][0]["after"] == "chain input: drop\n"
+
+
+def test_a_guard_that_does_not_run(host: Host) -> None:
+    host.units["is-active"] = "failed"
+    plan = host.firewall().plan()
+    assert plan["changed"] and not plan["load"]
+    assert "cellblock-firewall-guard.service is failed, not active" in plan["reasons"]
+
+
+def test_files_without_new_rules_need_no_trial(host: Host) -> None:
+    host.program.write_text("older", encoding="utf-8")
+    plan = host.firewall().plan()
+    assert plan["changed"] and not plan["load"]
+    host.firewall().apply()
+    assert host.program.read_text(encoding="utf-8") == "program"
+    assert host.program.stat().st_mode & 0o777 == 0o755
+    assert ["systemctl", "restart", firewall.GUARD] in host.commands
+    assert not any(command[1] == "apply" for command in host.commands)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"nft": None}, ["nft is missing", "apt-get install nftables"]),
+        (
+            {"check": (3, "", "cellblock-firewall: nft refuses line 3 of the rules (x): y.\n")},
+            ["nft refuses line 3"],
+        ),
+        ({"routes": [{"dst": "default", "gateway": "fe80::1"}]}, ["fe80::1", "ipv6_routers"]),
+        (
+            {"routes": [{"dst": "default", "nexthops": [{"gateway": "fe80::2"}]}]},
+            ["the router fe80::2"],
+        ),
+        ({"status": {**LOADED, "pending": {"phase": "loaded", "seconds_left": 12.0}}}, ["12 s"]),
+    ],
+)
+def test_refusals_change_nothing(host: Host, change: dict[str, Any], words: list[str]) -> None:
+    host.confirmed.write_text("other", encoding="utf-8")
+    for name, value in change.items():
+        setattr(host, name, value)
+    with pytest.raises(FirewallError) as refused:
+        host.firewall().plan()
+    for word in words:
+        assert word in str(refused.value)
+    assert host.confirmed.read_text(encoding="utf-8") == "other"
+    assert {command[1] for command in host.commands} <= {"status", "check", "-6"}
+
+
+def test_routers_that_the_rules_name_are_no_problem(host: Host) -> None:
+    host.params["rules"] = "table inet cellblock { set ipv6_routers { fe80::1 } }\n"
+    host.routes = [{"dst": "default", "gateway": "fe80::1"}]
+    assert host.firewall().plan()["load"]
+
+
+def test_a_confirmation_over_an_old_connection_is_refused(host: Host) -> None:
+    host.params.update(token="a" * 32, earlier_connections=[CONNECTION])
+    with pytest.raises(FirewallError, match="older than the new rules"):
+        host.firewall().confirm()
+    assert host.commands == []
+    # The control: another port of the same controller.
+    host.params["earlier_connections"] = [CONNECTION.replace("50000", "50001")]
+    host.firewall().confirm()
+    assert [str(host.program), "confirm", f"--token={'a' * 32}"] in host.commands
+
+
+def test_the_trial_knows_the_controllers_and_the_port_of_ssh(host: Host) -> None:
+    host.params.update(token="a" * 32)
+    host.firewall().apply()
+    command = next(command for command in host.commands if command[1] == "apply")
+    assert "--controllers=192.0.2.10/32" in command
+    assert "--ssh-port=22" in command
+    assert "--load-after=1" in command
