@@ -30,6 +30,7 @@ from typing import Any
 
 from ..errors import CellblockError, HostSetupError, InternalError, ServiceUnavailableError
 from ..job_network.network import INTERFACE
+from ..linux.sd_notify import notify
 from .admission import Cancelled
 from .engine import Engine
 from .job import MAX_INPUT_BYTES, parse_job
@@ -53,7 +54,7 @@ _log = logging.getLogger("cellblock")
 
 def serve(engine: Engine, listener: socket.socket) -> None:
     """Answers requests on ``listener`` until the process ends."""
-    _notify("READY=1")
+    notify("READY=1")
     _log.info("ready: %d slots, %s", engine.host.slots, ", ".join(engine.host.environments()))
     connections = _Connections()
     while True:
@@ -250,13 +251,3 @@ def _is_gone(connection: socket.socket) -> bool:
         return False
     except ConnectionError:
         return True
-
-
-def _notify(state: str) -> None:
-    """sd_notify(3): systemd then knows that the service is ready."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
-        notifier.connect(f"\0{address[1:]}" if address.startswith("@") else address)
-        notifier.sendall(state.encode())
