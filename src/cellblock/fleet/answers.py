@@ -16,8 +16,8 @@ from functools import cached_property
 from ipaddress import ip_address, ip_interface
 from typing import Any
 
-from . import matrix
-from .matrix import SIBLING, Plan
+from .completion import complete
+from .probe_plan import SIBLING, Plan
 
 # No module returns more: a listener notes at most so much, evidence is a sentence.
 MOST_RECORDS = 20_000
@@ -40,34 +40,36 @@ class Misfit(Exception):
     """An answer is not what network_probe returns; the text names the place."""
 
 
-def listening(made: Plan, told: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Those of the hosts' answers to ``listening`` that ``matrix.complete`` may be given.
+def listening(plan: Plan, responses: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Those of the hosts' answers to ``listening`` that ``completion.complete`` may be given.
 
-    ``told``: by host (and ``controller``), what the task returned.
+    ``responses``: by host (and ``controller``), what the task returned.
     """
-    asked = _Asked(made)
-    taken = {host: _taken("listening", result, asked, host)[0] for host, result in told.items()}
+    request = _Request(plan)
+    taken = {
+        host: _taken("listening", result, request, host)[0] for host, result in responses.items()
+    }
     return {host: answer for host, answer in taken.items() if answer is not None}
 
 
 def observe(
-    made: Plan, told: Mapping[str, Mapping[str, Any]]
+    plan: Plan, responses: Mapping[str, Mapping[str, Any]]
 ) -> tuple[Plan, dict[str, dict[str, Any]]]:
-    """The completed plan, and the observations for ``matrix.judge``.
+    """The completed plan, and the observations for ``verdict.judge``.
 
-    ``told``: by host (and ``controller``), what the tasks returned as ``listening``, ``probed`` and
+    ``responses``: by host (and ``controller``), what the tasks returned as ``listening``, ``probed`` and
     ``collected``. The plan is the same that the hosts' targets were made from: it depends on
     ``listening`` alone.
     """
-    full = matrix.complete(
-        made, listening(made, {host: parts.get("listening") for host, parts in told.items()})
+    full = complete(
+        plan, listening(plan, {host: parts.get("listening") for host, parts in responses.items()})
     )
-    asked = _Asked(full)
+    request = _Request(full)
     found: dict[str, dict[str, Any]] = {}
-    for host, parts in told.items():
+    for host, parts in responses.items():
         seen: dict[str, Any] = {}
         for part in _PARTS:
-            answer, problem = _taken(part, parts.get(part), asked, host)
+            answer, problem = _taken(part, parts.get(part), request, host)
             if answer is not None:
                 seen[part] = answer
             if problem is not None:
@@ -77,7 +79,7 @@ def observe(
 
 
 def _taken(
-    part: str, result: Any, asked: _Asked, host: str
+    part: str, result: Any, request: _Request, host: str
 ) -> tuple[Mapping[str, Any] | None, str | None]:
     """A task's result if it is an answer that fits; else None, and why where there is a reason."""
     if result is None:
@@ -90,39 +92,39 @@ def _taken(
         if not result or result.get("skipped"):
             return None, None
     try:
-        _CHECKS[part](result, asked, host)
+        _CHECKS[part](result, request, host)
     except Misfit as misfit:
         return None, f"what it returned makes no sense ({misfit})"
     return result, None
 
 
 def _reason(result: Mapping[str, Any]) -> str:
-    told = result.get("msg")
-    lines = told.strip().splitlines() if isinstance(told, str) else []
+    message = result.get("msg")
+    lines = message.strip().splitlines() if isinstance(message, str) else []
     return lines[0].removeprefix("Task failed: ")[:LONGEST_REASON] if lines else "no reason given"
 
 
-class _Asked:
+class _Request:
     """What hosts were asked: their answers must not have more."""
 
-    def __init__(self, made: Plan) -> None:
-        self.made = made
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
 
     @cached_property
     def listeners(self) -> dict[str, list[dict[str, Any]]]:
-        return self.made.listeners()
+        return self.plan.listeners()
 
     @cached_property
     def siblings(self) -> dict[str, dict[str, Any]]:
-        return self.made.siblings()
+        return self.plan.siblings()
 
     @cached_property
     def targets(self) -> dict[str, list[dict[str, Any]]]:
-        return self.made.targets()
+        return self.plan.targets()
 
     @cached_property
     def sandboxes(self) -> dict[str, list[dict[str, Any]]]:
-        return self.made.sandboxes()
+        return self.plan.sandboxes()
 
 
 # Checks of shapes: each takes a value and where it stands, and raises Misfit.
@@ -218,7 +220,7 @@ def _own_address(value: Any, where: str) -> None:
     except ValueError:
         raise Misfit(f"{where}.prefix_length does not fit the address") from None
     if own.is_multicast or own.is_unspecified or own.is_loopback:
-        raise Misfit(f"{where}.address is none that an interface has")
+        raise Misfit(f"{where}.address is none that an interface can have")
 
 
 _NAME = _text(LONGEST_NAME)
@@ -277,10 +279,10 @@ _ACCOUNT = _record(
 # The three answers.
 
 
-def _check_listening(answer: Any, asked: _Asked, host: str) -> None:
+def _check_listening(answer: Any, request: _Request, host: str) -> None:
     _LISTENING(answer, "")
-    _check_listeners(answer["listeners"], asked.listeners.get(host, ()), "listeners")
-    _check_interfaces(answer["interfaces"], asked.made, "interfaces")
+    _check_listeners(answer["listeners"], request.listeners.get(host, ()), "listeners")
+    _check_interfaces(answer["interfaces"], request.plan, "interfaces")
     network = answer.get("job_network")
     if network is None:
         return
@@ -289,47 +291,47 @@ def _check_listening(answer: Any, asked: _Asked, host: str) -> None:
         if "interfaces" not in network:
             return
     _JOB_NETWORK(network, "job_network")
-    sibling = asked.siblings.get(host, {}).get("listeners", ())
+    sibling = request.siblings.get(host, {}).get("listeners", ())
     _check_listeners(network["listeners"], sibling, "job_network.listeners")
-    _check_interfaces(network["interfaces"], asked.made, "job_network.interfaces")
+    _check_interfaces(network["interfaces"], request.plan, "job_network.interfaces")
 
 
-def _check_probed(answer: Any, asked: _Asked, host: str) -> None:
+def _check_probed(answer: Any, request: _Request, host: str) -> None:
     _PROBED(answer, "")
-    _check_results(answer["results"], asked.targets.get(host, ()), "results")
-    boxes = answer.get("sandboxes")
-    if boxes is None:
+    _check_results(answer["results"], request.targets.get(host, ()), "results")
+    answered = answer.get("sandboxes")
+    if answered is None:
         return
-    if not isinstance(boxes, Mapping):
+    if not isinstance(answered, Mapping):
         raise Misfit("sandboxes is no mapping")
-    targets = {box["name"]: box["targets"] for box in asked.sandboxes.get(host, ())}
-    if not set(boxes) <= set(targets):
+    targets = {sandbox["name"]: sandbox["targets"] for sandbox in request.sandboxes.get(host, ())}
+    if not set(answered) <= set(targets):
         raise Misfit("sandboxes has a name that was not asked for")
     for name in targets:
-        if name in boxes:
-            _check_sandbox(boxes[name], targets[name], f"sandboxes.{name}")
+        if name in answered:
+            _check_sandbox(answered[name], targets[name], f"sandboxes.{name}")
 
 
-def _check_sandbox(box: Any, targets: Sequence[Mapping[str, Any]], where: str) -> None:
-    if isinstance(box, Mapping) and box.get("problem"):
-        _PROBLEM(box["problem"], f"{where}.problem")
+def _check_sandbox(sandbox: Any, targets: Sequence[Mapping[str, Any]], where: str) -> None:
+    if isinstance(sandbox, Mapping) and sandbox.get("problem"):
+        _PROBLEM(sandbox["problem"], f"{where}.problem")
         return
-    _PROBED(box, where)
-    _check_results(box["results"], targets, f"{where}.results")
+    _PROBED(sandbox, where)
+    _check_results(sandbox["results"], targets, f"{where}.results")
 
 
-def _check_collected(answer: Any, _asked: _Asked, _host: str) -> None:
+def _check_collected(answer: Any, _request: _Request, _host: str) -> None:
     _ACCOUNT(answer, "")
-    boxes = answer.get("sandboxes")
-    if boxes is None:
+    answered = answer.get("sandboxes")
+    if answered is None:
         return
-    if not isinstance(boxes, Mapping):
+    if not isinstance(answered, Mapping):
         raise Misfit("sandboxes is no mapping")
-    if boxes.get(SIBLING) is not None:
-        _ACCOUNT(boxes[SIBLING], f"sandboxes.{SIBLING}")
+    if answered.get(SIBLING) is not None:
+        _ACCOUNT(answered[SIBLING], f"sandboxes.{SIBLING}")
 
 
-_CHECKS: dict[str, Callable[[Any, _Asked, str], None]] = {
+_CHECKS: dict[str, Callable[[Any, _Request, str], None]] = {
     "listening": _check_listening,
     "probed": _check_probed,
     "collected": _check_collected,
@@ -337,10 +339,10 @@ _CHECKS: dict[str, Callable[[Any, _Asked, str], None]] = {
 
 
 def _check_listeners(
-    told: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]], where: str
+    answered: Sequence[Mapping[str, Any]], requested: Sequence[Mapping[str, Any]], where: str
 ) -> None:
-    wanted = {(entry["id"], entry["protocol"], entry.get("port")) for entry in asked}
-    for number, entry in enumerate(told):
+    wanted = {(entry["id"], entry["protocol"], entry.get("port")) for entry in requested}
+    for number, entry in enumerate(answered):
         key = (entry["id"], entry["protocol"], entry.get("port"))
         if key not in wanted:
             raise Misfit(f"{where}[{number}] was not asked for, or is there twice")
@@ -348,10 +350,10 @@ def _check_listeners(
 
 
 def _check_results(
-    told: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]], where: str
+    answered: Sequence[Mapping[str, Any]], requested: Sequence[Mapping[str, Any]], where: str
 ) -> None:
-    wanted = {target["id"] for target in asked}
-    for number, result in enumerate(told):
+    wanted = {target["id"] for target in requested}
+    for number, result in enumerate(answered):
         if result["id"] not in wanted:
             raise Misfit(f"{where}[{number}] was not asked for, or is there twice")
         wanted.remove(result["id"])
@@ -359,15 +361,15 @@ def _check_results(
             raise Misfit(f"{where}[{number}].source is missing")
 
 
-def _check_interfaces(told: Sequence[Mapping[str, Any]], made: Plan, where: str) -> None:
+def _check_interfaces(answered: Sequence[Mapping[str, Any]], plan: Plan, where: str) -> None:
     """How many addresses there are at all, and how many that others, or it itself, would try."""
-    every = [[own["address"] for own in entry["addresses"]] for entry in told]
+    every = [[own["address"] for own in entry["addresses"]] for entry in answered]
     count = sum(map(len, every))
     if count > MOST_ADDRESSES:
         raise Misfit(f"{where} has {count} addresses, at most {MOST_ADDRESSES} are taken")
-    known = [a for host in made.fleet.fleet_hosts() for a in host.addresses]
+    known = [a for host in plan.fleet.fleet_hosts() for a in host.addresses]
     tried = 0
-    for entry in told:
+    for entry in answered:
         networks = [
             ip_interface(f"{own['address']}/{own['prefix_length']}").network
             for own in entry["addresses"]
