@@ -139,7 +139,9 @@ class _Request:
 
 def _check_listening(answer: Value, request: _Request, host: str) -> None:
     fields = answer.fields(
-        ("interfaces", "own_addresses", "listeners", "handle"), {"job_network": None}, others=True
+        ("interfaces", "own_addresses", "listeners"),
+        {"handle": None, "job_network": None},
+        others=True,
     )
     for address in fields["own_addresses"].list(most=MOST_ADDRESSES):
         address.address()
@@ -272,7 +274,9 @@ def _strike_off(entry: Value, key: Any, wanted: set[Any]) -> None:
 
 def _check_account(account: Value) -> None:
     fields = account.fields(
-        ("was_running", "received", "half_open", "handle"), {"is_incomplete": False}, others=True
+        ("was_running", "received", "half_open"),
+        {"handle": None, "is_incomplete": False},
+        others=True,
     )
     fields["was_running"].boolean()
     fields["is_incomplete"].boolean()
