@@ -54,7 +54,7 @@ lint: ## Check style, types, documentation and syntax
 
 .PHONY: unit
 unit: ## Run the unit tests
-	@$(STEP) "unit tests" python -m pytest -p no:testinfra
+	@$(STEP) "unit tests" python -m pytest -p no:testinfra -n 4
 
 .PHONY: mutation
 mutation: setup ## See whether each rule that isolates is missed when it is weakened

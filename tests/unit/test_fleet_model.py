@@ -341,6 +341,7 @@ def test_ipv6_addresses_of_jobs_are_made_from_their_ipv4_addresses() -> None:
 def test_without_a_prefix_no_job_has_ipv6() -> None:
     fleet = parse_fleet({**declared(), "job_networks": RANGES})
     assert fleet.job_ipv6_networks == {} == fleet.job_ipv6_prefixes
+    nothing: Any
     for nothing in ({}, None):
         assert parse_fleet(with_ipv6(nothing)) == fleet
 

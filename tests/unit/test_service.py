@@ -70,7 +70,7 @@ class FakeEngine:
             StageConstraints(),
             exit_code=0 if job.name == "good" else 1,
             stdout=Output(b"out"),
-            usage=Usage(1.0, 1.0, 1.0, 0.0, 4096, *[None] * 15, sources={}),
+            usage=Usage(1.0, 1.0, 1.0, 0.0, 4096, 0, *(None,) * 14, {}),
         )
         return JobResult("id", job.name, "base", "here", {}, (stage,))
 

@@ -139,7 +139,7 @@ def test_orphans_and_a_lowered_limit_do_not_end_init(
     assert (stage["exit_code"], stage["stdout"]["text"]) == (7, ""), stage
 
 
-BOMBS = {
+BOMBS: dict[str, tuple[str, dict[str, Any], str]] = {
     "fork": (
         "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
         {"processes": 50, "wall_time_ms": "1s"},

@@ -15,7 +15,7 @@ import pytest
 
 testinfra_hosts = ["ansible://slave1"]
 
-Stage = Callable[..., dict[str, Any]]
+Pair = tuple[dict[str, Any], dict[str, Any]]
 
 MIB = 2**20
 TICK_MS = 10.0  # the coarsest clock concerned: USER_HZ
@@ -51,10 +51,10 @@ def load(host: Any, request: pytest.FixtureRequest, slowness: int) -> Iterator[N
 
 
 @pytest.fixture
-def usage(submit: Callable[..., dict[str, Any]], load: None) -> Callable[..., dict[str, Any]]:
+def usage(submit: Callable[..., dict[str, Any]], load: None) -> Callable[..., Pair]:
     """Usage of a C program, and of one that does nothing under the same limits."""
 
-    def run(source: str, **constraints: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def run(source: str, **constraints: Any) -> Pair:
         job = {
             "environment": "c",
             "files": {"work.c": {"text": source}, "nothing.c": {"text": NOTHING}},

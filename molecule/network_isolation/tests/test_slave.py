@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import testinfra
 
 testinfra_hosts = ["ansible://slave1", "ansible://slave2"]
 
@@ -100,8 +101,6 @@ def intact(host: Any) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def web(request: Any) -> Iterator[None]:
     """Something that answers on the internet's port 80."""
-    import testinfra
-
     outside = testinfra.get_host("ansible://outside1")
     # Not http.server, which asks for its own name first.
     serve = f'import socket; s = socket.create_server(("{INTERNET}", 80))\nwhile True: s.accept()[0].close()'
@@ -248,15 +247,13 @@ def test_without_the_guard_no_job_with_a_network_starts(
     host.check_output(f"systemctl stop {GUARD}")
     try:
         host.check_output(f"nft delete table {table(host)}")
-        job = {
-            "environment": "base",
-            "stages": [{"name": "run", "command": ["true"], "network": "internet"}],
-        }
+        stage = {"name": "run", "command": ["true"], "network": "internet"}
+        job = {"environment": "base", "stages": [stage]}
         error = submit(job)["error"]
         assert error["code"] == "host_setup", error
         assert table(host) in error["message"] or table(host) in error.get("subject", ""), error
         # Jobs without a network go on.
-        job["stages"][0]["network"] = "none"
+        stage["network"] = "none"
         assert submit(job)["stages"][0]["verdict"] == "ok"
     finally:
         host.check_output(f"systemctl start {GUARD}")

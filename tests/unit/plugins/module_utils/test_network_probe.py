@@ -6,6 +6,7 @@ not be there. Every probe that must find nothing has a twin that must find somet
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import shutil
@@ -204,8 +205,8 @@ def test_ids_must_differ() -> None:
 def test_checksum_of_rfc_1071() -> None:
     assert prober.checksum(bytes.fromhex("0001f203f4f5f6f7")) == 0x220D
     packet = prober._ip_packet(
-        prober.ipaddress.ip_address("192.0.2.1"),
-        prober.ipaddress.ip_address("192.0.2.2"),
+        ipaddress.ip_address("192.0.2.1"),
+        ipaddress.ip_address("192.0.2.2"),
         9,
         b"odd",
     )

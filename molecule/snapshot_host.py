@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Prints what a host consists of, one sorted line for each thing, to be compared with diff.
 
-    ssh host python3 - < molecule/snapshot-host > before
+    ssh host python3 - < molecule/snapshot_host.py > before
     ... provision, remove ...
-    ssh host python3 - < molecule/snapshot-host > after
+    ssh host python3 - < molecule/snapshot_host.py > after
     diff before after
 
 Lines: package (with its state and whether it was asked for or is a dependency), file (type, mode,
