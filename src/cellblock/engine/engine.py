@@ -19,15 +19,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import CellblockError, HostSetupError, InternalError, UnsupportedNetworkError
-from ..job_network.network import Access
+from ..errors import (
+    Cancelled,
+    CellblockError,
+    HostSetupError,
+    InternalError,
+    UnsupportedNetworkError,
+)
+from ..job_network.access import Access
+from ..job_network.policy import NetworkPolicy
 from ..job_network.slots import JobNetwork, Slot, Traffic
 from ..linux import journal
 from . import cgroup, files
-from .admission import Admission, Cancelled
+from .admission import Admission
 from .host import Environment, Host
 from .jail import Begun, Ended, Failed, Gone, Jail, JailSpec
-from .job import Job, NetworkPolicy, Stage
+from .job import Job, Stage
 from .limits import StageConstraints
 from .result import CollectedFile, JobResult, Output, StageResult, Usage, Verdict, Violation
 
@@ -55,7 +62,11 @@ class Engine:
         host.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         files.sweep(self._jobs_dir)
         self._dev = _make_dev(host.run_dir / "dev")
-        self._network = None if host.network is None else JobNetwork(host.network, host)
+        self._network = (
+            None
+            if host.network is None
+            else JobNetwork(host.network, host.name, host.run_dir / "network")
+        )
         self._admission = Admission.of_this_host(
             host.slots, 0 if host.network is None else host.network.slots
         )
@@ -129,7 +140,7 @@ class Engine:
         self.host.bind((*environment.mounts, *job.mounts))
         if accesses and self._network is not None:
             self._network.check()
-            self._network.prepare(environment)
+            self._network.prepare(environment.path)
         return environment, accesses
 
     def _access_of(self, stage: Stage, where: str) -> Access | None:
@@ -141,7 +152,7 @@ class Engine:
                 f"is {stage.network.value!r}, but {self.host.name} has no job networks",
                 "use none",
             )
-        return self._network.access(stage, where)
+        return self._network.access(stage.network, stage.network_allow, where)
 
 
 class _JobRun:

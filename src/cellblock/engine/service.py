@@ -28,9 +28,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..errors import CellblockError, HostSetupError, InternalError, ServiceUnavailableError
-from ..job_network.network import INTERFACE
-from .admission import Cancelled
+from ..errors import (
+    Cancelled,
+    CellblockError,
+    HostSetupError,
+    InternalError,
+    ServiceUnavailableError,
+)
+from ..job_network.plan import INTERFACE
 from .engine import Engine
 from .job_parser import MAX_INPUT_BYTES, parse_job
 
