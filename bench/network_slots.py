@@ -27,7 +27,7 @@ from pathlib import Path
 
 from cellblock.engine.engine import Engine
 from cellblock.engine.host import Host
-from cellblock.engine.job import parse_job
+from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
 from cellblock.job_network.network import INTERFACE, Access, NetworkConfig
 from cellblock.job_network.slots import SlotPool

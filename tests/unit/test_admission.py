@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cellblock.engine.admission import Admission, Cancelled
-from cellblock.engine.job import Job, parse_job
+from cellblock.engine.job import Job
+from cellblock.engine.job_parser import parse_job
 from cellblock.errors import LimitAboveMaximumError
 
 MIB = 2**20

@@ -103,7 +103,7 @@ class Engine:
     @contextlib.contextmanager
     def hold_slot(self, stage: Stage, cancelled: Callable[[], bool]) -> Iterator[Slot]:
         """A network slot with the policy of ``stage`` and nothing in it, for operators."""
-        stage.constraints.check_maxima(self.host.maxima, "constraints")
+        stage.constraints.refuse_above(self.host.maxima, "constraints")
         access = self._access_of(stage, "slot")
         if access is None or self._network is None:
             raise UnsupportedNetworkError(
@@ -120,7 +120,7 @@ class Engine:
         accesses: dict[str, Access] = {}
         for index, stage in enumerate(job.stages):
             where = f"stages[{index}]"
-            stage.constraints.check_maxima(self.host.maxima, f"{where}.constraints")
+            stage.constraints.refuse_above(self.host.maxima, f"{where}.constraints")
             access = self._access_of(stage, where)
             if access is not None:
                 accesses[stage.name] = access

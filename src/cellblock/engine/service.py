@@ -32,7 +32,7 @@ from ..errors import CellblockError, HostSetupError, InternalError, ServiceUnava
 from ..job_network.network import INTERFACE
 from .admission import Cancelled
 from .engine import Engine
-from .job import MAX_INPUT_BYTES, parse_job
+from .job_parser import MAX_INPUT_BYTES, parse_job
 
 GROUP = "cellblock"
 """Members of this group, and root, may submit jobs."""
