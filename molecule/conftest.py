@@ -54,7 +54,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How long the tests of each folder took: a line that the table of steps shows."""
     told = [f"{folder} {seconds:.0f} s" for folder, seconds in sorted(seconds_by_folder.items())]
-    terminalreporter.write_line("tests by folder: " + ", ".join(told))
+    if told:
+        terminalreporter.write_line("tests by folder: " + ", ".join(told))
 
 
 @pytest.fixture(scope="session")
