@@ -102,6 +102,32 @@ def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
+def verify(
+    playbook: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., tuple[int, str, Record]]:
+    """Runs verify-isolation.yml; its exit status, what it printed and the report as data."""
+
+    def run(*arguments: str) -> tuple[int, str, Record]:
+        reports = tmp_path_factory.mktemp("reports")
+        done = playbook(
+            "verify-isolation.yml", "-e", f"verify_isolation_report_dir={reports}", *arguments
+        )
+        path = reports / "isolation.json"
+        return done.returncode, done.stdout, json.loads(path.read_text()) if path.exists() else {}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def report(verify: Callable[..., tuple[int, str, Record]]) -> Record:
+    """The report about the fleet as it stands, which is green."""
+    status, printed, written = verify()
+    assert status == 0, printed
+    return written
+
+
+@pytest.fixture(scope="session")
 def start_playbook() -> Callable[..., subprocess.Popen[bytes]]:
     """As playbook, but does not wait for its end."""
 

@@ -349,7 +349,7 @@ def test_without_a_prefix_no_job_has_ipv6() -> None:
 @pytest.mark.parametrize(
     ("prefixes", "complaint"),
     [
-        ({"db": PREFIX}, "db: has an IPv6 prefix for jobs but is no slave; take it away"),
+        ({"db": PREFIX}, "db: has an IPv6 prefix for jobs but is no slave; remove it"),
         ({"slave1": "jobs"}, "(cellblock_job_ipv6_prefix) 'jobs' is no network ("),
         ({"slave1": None}, "(cellblock_job_ipv6_prefix) None is no network ("),
         ({"slave1": "2001:db8:1:2::1/64"}, "is no network (2001:db8:1:2::1/64 has host bits set)"),

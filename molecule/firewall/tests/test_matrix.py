@@ -4,7 +4,6 @@ expectations come from one filter, so that filter must not be its own judge.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -62,29 +61,6 @@ BY_HAND = """
     outside1    cache1     package_cache   -
 """
 PATHS = {"4": "ipv4", "6": "ipv6", "l": "link_local"}
-
-
-@pytest.fixture(scope="module")
-def verify(playbook: Playbook, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Runs verify-isolation.yml; its exit status, what it printed and the report."""
-
-    def run(*arguments: str) -> tuple[int, str, dict[str, Any]]:
-        reports = tmp_path_factory.mktemp("reports")
-        done = playbook(
-            "verify-isolation.yml", "-e", f"verify_isolation_report_dir={reports}", *arguments
-        )
-        path = reports / "isolation.json"
-        return done.returncode, done.stdout, json.loads(path.read_text()) if path.exists() else {}
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def report(verify: Callable[..., Any]) -> dict[str, Any]:
-    status, printed, report = verify()
-    assert status == 0, printed
-    written: dict[str, Any] = report
-    return written
 
 
 def test_everything_is_as_declared(report: dict[str, Any]) -> None:

@@ -4,9 +4,6 @@ expectations come from the same declared flows, so these must not be their own j
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -51,17 +48,6 @@ BY_HAND = """
     outside1         slave1/sibling  ssh             -
 """
 PATHS = {"4": "ipv4", "6": "ipv6", "l": "link_local"}
-
-Playbook = Callable[..., CompletedProcess[str]]
-
-
-@pytest.fixture(scope="module")
-def report(playbook: Playbook, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    reports = tmp_path_factory.mktemp("reports")
-    done = playbook("verify-isolation.yml", "-e", f"verify_isolation_report_dir={reports}")
-    written: dict[str, Any] = json.loads((reports / "isolation.json").read_text())
-    assert done.returncode == 0, done.stdout
-    return written
 
 
 def test_everything_is_as_declared(report: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import BAD_INPUT, CellblockError, InvalidJobError
+from ..text import printable
 from . import client
 from . import result_table as table
 from .job_file import as_request, load_job_data, parse_document
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, "format", None) == "json":
             print(json.dumps({"error": problem.as_dict()}))
         # A job file's keys may be made for the terminal that shows them.
-        print(f"cellblock: {table.printable(str(problem))}", file=sys.stderr)
+        print(f"cellblock: {printable(str(problem))}", file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(problem, BAD_INPUT) else EXIT_UNAVAILABLE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
