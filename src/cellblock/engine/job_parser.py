@@ -25,11 +25,10 @@ from .job import (
     is_address,
 )
 from .limits import StageConstraints
+from .protocol import MAX_INPUT_BYTES
 
 MAX_STAGES = 32
 MAX_FILES = 256
-MAX_INPUT_BYTES = 64 * 2**20
-"""All files and standard inputs of a job together."""
 MAX_OUTPUT_BYTES = 64 * 2**20
 """What all stages of a job together may write to their standard output and error."""
 MAX_WORDS = 32_768
