@@ -338,7 +338,7 @@ def starts(segment: Segment, directory: Path, options: argparse.Namespace) -> No
             environments_file=environments,
             run_dir=directory / "run",
             first_id=1_900_200_000,
-            slots=2,
+            parallel_jobs=2,
             network=NetworkConfig.parse(fields, "network"),
         )
         with inside(segment.slave):
@@ -355,7 +355,7 @@ def starts(segment: Segment, directory: Path, options: argparse.Namespace) -> No
                 stage = {"name": "run", "command": ["date", "+%s.%N"], "network": policy}
                 job = parse_job({"environment": "base", "stages": [stage]})
                 began = time.time()
-                record = engine.run(job)
+                record = engine.run(engine.check(job))
                 done = time.time()
                 assert record.verdict.value == "ok", record.as_dict()
                 if number >= 5:

@@ -34,15 +34,21 @@ def load(directory: Path, **changes: Any) -> Host:
 
 def test_what_the_role_writes(tmp_path: Path) -> None:
     host = load(tmp_path)
-    assert (host.first_id, host.slots, host.network) == (1_900_000_000, 4, None)
+    assert (host.first_id, host.parallel_jobs, host.network) == (1_900_000_000, 4, None)
     assert host.maxima == {**DEFAULT_MAXIMA, "memory_bytes": 4 * 2**30}
     assert host.mounts["data"] == OfferedMount(Path("/srv"), writable=True)
     assert not host.mounts["etc"].writable
 
 
-def test_slots_default_to_the_cpus_and_may_come_from_a_command_line(tmp_path: Path) -> None:
-    assert load(tmp_path, slots=None).slots == len(os.sched_getaffinity(0))
-    assert load(tmp_path, slots="3").slots == 3
+def test_every_running_job_has_two_uids_to_itself(tmp_path: Path) -> None:
+    host = load(tmp_path)
+    uids = [id for number in range(4) for id in vars(host.uids(number)).values()]
+    assert uids == list(range(1_900_000_000, 1_900_000_008))
+
+
+def test_parallel_jobs_default_to_the_cpus_and_may_come_from_a_command_line(tmp_path: Path) -> None:
+    assert load(tmp_path, slots=None).parallel_jobs == len(os.sched_getaffinity(0))
+    assert load(tmp_path, slots="3").parallel_jobs == 3
 
 
 @pytest.mark.parametrize(

@@ -51,11 +51,19 @@ class BoundMount:
 
 
 @dataclass(frozen=True)
+class JobUids:
+    """What a running job owns of the host's ids, each as uid and gid: one for jobinit, one for the job."""
+
+    init: int
+    job: int
+
+
+@dataclass(frozen=True)
 class Host:
     """Where things are on this host, and how much of it jobs may have.
 
-    Slot ``n`` owns two host ids: ``first_id + 2n`` for jobinit and ``first_id + 2n + 1`` for the job.
-    ``slots`` is how many jobs run at once; null in the file means one per CPU.
+    ``parallel_jobs`` is how many run at once (``slots`` in the file, where null means one per CPU);
+    each of them has two of the ids from ``first_id`` on.
     """
 
     nsjail: Path
@@ -63,7 +71,7 @@ class Host:
     environments_file: Path
     run_dir: Path
     first_id: int
-    slots: int
+    parallel_jobs: int
     name: str = field(default_factory=platform.node)
     maxima: Mapping[str, int | float] = field(default_factory=lambda: dict(DEFAULT_MAXIMA))
     mounts: Mapping[str, OfferedMount] = field(default_factory=dict)
@@ -88,7 +96,7 @@ class Host:
             environments_file=Path(fields["environments_file"].text()),
             run_dir=Path(fields["run_dir"].text()),
             first_id=_number(fields["first_id"], _MAX_ID),
-            slots=_number(slots, _MAX_SLOTS) if slots.raw else len(os.sched_getaffinity(0)),
+            parallel_jobs=_number(slots, _MAX_SLOTS) if slots.raw else len(os.sched_getaffinity(0)),
             maxima=parse_maxima(fields["maxima"]),
             mounts={name: _mount(entry) for name, entry in fields["mounts"].entries().items()},
             network=load_config(value.raw, path),
@@ -97,6 +105,10 @@ class Host:
             if not program.is_file():
                 raise HostSetupError(str(program), "is missing", "run playbooks/site.yml")
         return host
+
+    def uids(self, number: int) -> JobUids:
+        """Of the job that runs as number ``number`` of ``parallel_jobs``."""
+        return JobUids(self.first_id + 2 * number, self.first_id + 2 * number + 1)
 
     def environments(self) -> dict[str, Environment]:
         """The environments of this host by name; raises :class:`HostSetupError`."""

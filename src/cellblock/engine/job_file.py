@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidJobError, JobFileError
-from .job_parser import MAX_INPUT_BYTES
+from .protocol import MAX_INPUT_BYTES
 
 
 def parse_document(text: str, source: str) -> object:

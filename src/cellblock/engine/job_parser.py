@@ -16,11 +16,10 @@ from ..job_network.policy import HOST_NAME, PROTOCOLS, Destination, NetworkPolic
 from ..validate import Value, one_of, show
 from .job import Job, JobFile, JobMount, Stage
 from .limits import StageConstraints
+from .protocol import MAX_INPUT_BYTES
 
 MAX_STAGES = 32
 MAX_FILES = 256
-MAX_INPUT_BYTES = 64 * 2**20
-"""All files and standard inputs of a job together."""
 MAX_OUTPUT_BYTES = 64 * 2**20
 """What all stages of a job together may write to their standard output and error."""
 MAX_WORDS = 32_768
