@@ -56,7 +56,10 @@ class Value:
         around = self._within._prefix
         if isinstance(self._at, int):
             return f"{around}[{self._at}]"
-        return f"{around}.{self._at}" if around else self._at
+        # "file.json: field", but "field.part".
+        return (
+            f"{around}.{self._at}" if around and not around.endswith(" ") else f"{around}{self._at}"
+        )
 
     @property
     def _prefix(self) -> str:
@@ -68,6 +71,13 @@ class Value:
         part.raw, part._at, part._within = raw, at, self
         part._error, part._quote = self._error, self._quote
         return part
+
+    def instead(self, raw: Any) -> Value:
+        """``raw`` in the place of this value: the key of a mapping, or a part of what is there."""
+        other = type(self).__new__(type(self))
+        other.raw, other._at, other._within = raw, self._at, self._within
+        other._error, other._quote = self._error, self._quote
+        return other
 
     # --- Errors: made here, raised by whoever asked ---
 

@@ -53,7 +53,11 @@ class Host:
     def __init__(self, plan: Answer | None = None, check: bool = False, **args: Any) -> None:
         self.clock = Clock()
         self.connection = Connection()
-        task = mock.Mock(args={name: value for name, value in {**RULES, **args}.items() if value is not None}, check_mode=check, async_val=0)
+        task = mock.Mock(
+            args={name: value for name, value in {**RULES, **args}.items() if value is not None},
+            check_mode=check,
+            async_val=0,
+        )
         self.action = ActionModule(task, self.connection, mock.Mock(), None, mock.Mock(), None)
         self.plan = plan or dict(PLAN)
         self.arguments: Answer = {}

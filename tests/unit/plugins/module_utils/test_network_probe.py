@@ -170,7 +170,7 @@ def test_more_targets_than_files_are_tried_in_batches(monkeypatch: pytest.Monkey
     [
         ({"address": "slave1", "protocol": "icmp"}, "address 'slave1' is not an IPv4"),
         ({"address": "192.0.2.1", "protocol": "tcp"}, "port is missing; tcp needs one"),
-        ({"address": "192.0.2.1", "protocol": "udp", "port": 0}, "port 0 is none"),
+        ({"address": "192.0.2.1", "protocol": "udp", "port": 0}, "port is 0"),
         ({"address": "192.0.2.1", "protocol": "neighbour"}, "interface is missing"),
         ({"address": "192.0.2.1", "protocol": "spoofed_icmp"}, "source is missing"),
         (
