@@ -203,7 +203,10 @@ def test_a_policy_turned_to_accept_is_turned_back(host: Any) -> None:
 @pytest.mark.parametrize(
     ("added", "found"),
     [
-        (f"insert rule inet cellblock input {OPENED[0]}", ("chain input", OPENED[0])),
+        (
+            f"insert rule inet cellblock input tcp dport {PORT} accept",
+            ("chain input", f"tcp dport {PORT} accept"),
+        ),
         (
             "add element inet cellblock controllers_v4 { 203.0.113.5 }",
             ("set controllers_v4", "element 203.0.113.5"),
