@@ -27,7 +27,7 @@ from cellblock.job_network.section import NetworkConfig, SegmentEnd, compose_sec
 RANGES = {"slave1": "10.0.0.128/26", "slave2": "10.0.0.192/26"}
 
 
-DECLARED = {
+DECLARED: dict[str, Any] = {
     "groups": {
         "databases": ["db"],
         "cache_servers": ["cache"],
