@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,10 @@ class NetworkConfig:
     def parse(cls, data: object, where: str) -> NetworkConfig:
         """From plain data; raises :class:`HostSetupError` that names the field below ``where``."""
         return _parse(data, where)
+
+    def is_same_but_for_denied(self, other: NetworkConfig) -> bool:
+        """Whether slots of the one could be those of the other, but for what they may not reach."""
+        return replace(self, denied=other.denied) == other
 
     def address(self, slot: int) -> IPv4Address:
         return self.addresses[slot]
