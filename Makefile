@@ -49,6 +49,7 @@ lint: ## Check style, types, documentation and syntax
 	@$(STEP) yamllint yamllint --strict .
 	@$(STEP) "bash -n" bash -c 'for script in "$$@"; do bash -n "$$script"; done' - $(SHELL_SCRIPTS)
 	@$(STEP) "ansible-doc" scripts/check-ansible-docs
+	@$(STEP) "changelog" antsibull-changelog lint
 	@$(STEP) "playbook syntax" scripts/check-playbooks
 	@$(STEP) "ansible-lint" ansible-lint -q
 
@@ -66,9 +67,15 @@ molecule: ## Test on a fleet made for it (SCENARIO=name for one)
 	@$(STEP) "remove old test hosts" $(MOLECULE) destroy --no-command-borders --no-report
 	@$(STEP) molecule $(MOLECULE) test --no-command-borders $(if $(SCENARIO),--scenario-name $(SCENARIO),--all)
 
+.PHONY: collection
+collection: setup ## Build the artifact of the collection, install it elsewhere and run a job with it
+	@$(STEP) "build the artifact" python scripts/build_collection.py
+	@$(STEP) "try the artifact" python tests/collection/run.py .cache/collection/*.tar.gz
+
 .PHONY: docs
 docs: ## Write the documents that are made from the code
 	@$(STEP) docs python scripts/generate_docs.py
+	@$(STEP) changelog antsibull-changelog generate
 
 .PHONY: bench
 bench: setup ## Measure what the local fleet costs, on a fleet of its own
