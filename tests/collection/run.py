@@ -130,7 +130,9 @@ class Project:
                 check=False,
             )
         if done.returncode != 0:
-            raise Failure(f"ansible-{command} {' '.join(arguments)} failed")
+            # Taken now: what follows in the log is how the hosts are removed.
+            tail = self.log.read_text().splitlines()[-TAIL_LINES:]
+            raise Failure("\n".join([f"ansible-{command} {' '.join(arguments)} failed:", *tail]))
 
     def playbook(self, name: str, *arguments: str) -> None:
         # With -vvv it says which files it runs.
@@ -163,8 +165,7 @@ def main() -> int:
                 project.playbook("local_fleet_destroy")
         check_origin(project)
     except Failure as problem:
-        print("".join(project.log.read_text().splitlines(keepends=True)[-TAIL_LINES:]))
-        print(f"The collection does not work where it is installed: {problem}. See {project.log}")
+        print(f"The collection does not work where it is installed: {problem}\nSee {project.log}")
         return 1
     return 0
 
