@@ -23,8 +23,10 @@ PLUGINS = sorted(
     for kind in ("modules", "filter", "lookup")
     for path in (ROOT / "plugins" / kind).glob("*.py")
     if kind != "filter" or "DOCUMENTATION = " in path.read_text(encoding="utf-8")
+    # Modules that an action alone calls.
+    if not path.name.startswith("_")
 )
-MODULES = sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py"))
+MODULES = [path.stem for path in PLUGINS if path.parent.name == "modules"]
 
 
 def load(name: str) -> Any:
