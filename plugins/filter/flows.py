@@ -13,8 +13,6 @@ from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.job_netw
     plan as jobs,
 )
 
-SLAVES = "worker_slaves"
-
 
 def _addresses(host: str, variables: Mapping[str, Any]) -> Any:
     """The host's declared addresses as they stand, which the model checks, or what the name that
@@ -103,7 +101,7 @@ def fleet_model(
         "external": external,
     }
     try:
-        slaves = groups.get(SLAVES, ())
+        slaves = groups.get(model.SLAVES_GROUP, ())
         data["job_networks"] = _job_ranges(job_range, slaves)
         data["job_ipv6_prefixes"] = _job_ipv6_prefixes(
             job_ipv6_prefix, slaves, data["job_networks"]

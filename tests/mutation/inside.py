@@ -28,7 +28,7 @@ from packets import ICMP, ICMPV6, TCP, UDP
 from prober import IN, OUT, QUIET_S, Cell, Difference, Prober
 from vantages import Vantages
 
-from cellblock.engine.job import parse_job
+from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
 from cellblock.job_network import network
 from cellblock.job_network.network import INTERFACE, Access, NetworkConfig, Reach

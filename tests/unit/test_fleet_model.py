@@ -341,6 +341,7 @@ def test_ipv6_addresses_of_jobs_are_made_from_their_ipv4_addresses() -> None:
 def test_without_a_prefix_no_job_has_ipv6() -> None:
     fleet = parse_fleet({**declared(), "job_networks": RANGES})
     assert fleet.job_ipv6_networks == {} == fleet.job_ipv6_prefixes
+    nothing: Any
     for nothing in ({}, None):
         assert parse_fleet(with_ipv6(nothing)) == fleet
 
@@ -348,7 +349,7 @@ def test_without_a_prefix_no_job_has_ipv6() -> None:
 @pytest.mark.parametrize(
     ("prefixes", "complaint"),
     [
-        ({"db": PREFIX}, "db: has an IPv6 prefix for jobs but is no slave; take it away"),
+        ({"db": PREFIX}, "db: has an IPv6 prefix for jobs but is no slave; remove it"),
         ({"slave1": "jobs"}, "(cellblock_job_ipv6_prefix) 'jobs' is no network ("),
         ({"slave1": None}, "(cellblock_job_ipv6_prefix) None is no network ("),
         ({"slave1": "2001:db8:1:2::1/64"}, "is no network (2001:db8:1:2::1/64 has host bits set)"),

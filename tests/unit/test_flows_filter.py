@@ -85,6 +85,7 @@ def test_a_range_for_jobs_is_shared_out_or_given_to_each() -> None:
     assert model_of(hostvars, job_range={"b": "10.0.2.0/24"})["job_networks"] == {
         "b": "10.0.2.0/24"
     }
+    nothing: Any
     for nothing in (None, "", {}):
         assert model_of(hostvars, job_range=nothing)["job_networks"] == {}
 
@@ -101,6 +102,7 @@ def test_an_ipv6_prefix_for_jobs_is_that_of_all_who_have_a_range_or_given_to_eac
     assert prefixes(prefix) == {"a": prefix, "b": prefix}
     assert prefixes(prefix, {"b": "10.0.2.0/24"}) == {"b": prefix}
     assert prefixes({"a": prefix}) == {"a": prefix}
+    nothing: Any
     for nothing in (None, "", {}):
         assert prefixes(nothing) == {}
     assert model_of(hostvars, job_range="10.0.1.0/24")["job_ipv6_prefixes"] == {}

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cellblock.engine.job import Stage, parse_job
+from cellblock.engine.job import Stage
+from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
 from cellblock.errors import (
     ForbiddenDestinationError,

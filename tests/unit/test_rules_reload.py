@@ -20,7 +20,7 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
 import segment as lab
-from cellblock.engine.job import parse_job
+from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
 from cellblock.fleet.model import NOT_INTERNET
 from cellblock.job_network.network import Access, NetworkConfig

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import segment as lab
-from cellblock.engine.job import parse_job
+from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
 from cellblock.errors import HostSetupError
 from cellblock.job_network.network import INTERFACE, Access, NetworkConfig

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -22,6 +22,9 @@ EVERY_HOST = "fleet"
 INTERNET = "internet"
 CONTROLLERS = "controllers"
 CONTROLLER = "controller"
+
+# The group of the inventory whose hosts run untrusted jobs.
+SLAVES_GROUP = "worker_slaves"
 
 # What is never "the internet": the special-purpose registries of IANA (RFC 6890 and its successors),
 # without the ranges for documentation (RFC 5737, RFC 3849). Those lead nowhere on a real network,
@@ -119,7 +122,7 @@ class Fleet:
     job_networks: Mapping[str, IPv4Network] = field(default_factory=dict)
     # Of slaves whose jobs have IPv6 besides: what their addresses begin with.
     job_ipv6_prefixes: Mapping[str, IPv6Network] = field(default_factory=dict)
-    slaves_group: str = "worker_slaves"
+    slaves_group: ClassVar[str] = SLAVES_GROUP
     outside_group: str = "outside"
 
     @cached_property
@@ -246,8 +249,7 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
     {name: {groups, protocol, port, jobs}}, ``networks`` {name: [CIDR]}, ``flows`` [{from, to,
     services, purpose}], ``job_flows`` {policy: [{to, services}]}, ``external`` {name: {addresses,
     services, owner}}, ``job_networks`` {slave: CIDR}, ``job_ipv6_prefixes`` {slave: CIDR},
-    ``slaves_group``, ``outside_group``. Or only ``problem``: what was found wrong while that was put
-    together.
+    ``outside_group``. Or only ``problem``: what was found wrong while that was put together.
     """
     if "problem" in data:
         raise FleetError(data["problem"])
@@ -258,13 +260,15 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
                 f"the group {name!r} of the inventory: flows and rules use that name for something"
                 " else; rename the group"
             )
-    slaves = data.get("slaves_group", "worker_slaves")
+    slaves = groups.get(SLAVES_GROUP, ())
     outside = data.get("outside_group", "outside")
     networks = _networks(data.get("networks") or {}, groups)
     services = _services(data.get("services") or {}, groups)
     hosts = {**_hosts(data["addresses"], groups), **_external(data, services)}
-    _refuse_mixed_slaves(groups, slaves)
-    job_networks = _job_networks(data.get("job_networks") or {}, groups.get(slaves, ()))
+    for host in slaves:
+        if problem := slave_problem(host, groups):
+            raise FleetError(problem)
+    job_networks = _job_networks(data.get("job_networks") or {}, slaves)
     fleet = Fleet(
         hosts=hosts,
         services=services,
@@ -287,15 +291,28 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
         groups=groups,
         job_networks=job_networks,
         job_ipv6_prefixes=_job_ipv6_prefixes(
-            data.get("job_ipv6_prefixes") or {}, groups.get(slaves, ()), job_networks
+            data.get("job_ipv6_prefixes") or {}, slaves, job_networks
         ),
-        slaves_group=slaves,
         outside_group=outside,
     )
     _refuse_shared_addresses(fleet)
     _refuse_shared_job_networks(fleet)
     _refuse_internet_without_resolver(fleet)
     return fleet
+
+
+def slave_problem(host: str, groups: Mapping[str, Sequence[str]]) -> str | None:
+    """Why ``host`` may not run untrusted jobs, or None: slaves are presumed hostile, so one that is in
+    any other group of the inventory (``groups``, {name: hosts}) is refused.
+    """
+    own = {group for group, members in groups.items() if host in members}
+    others = sorted(own - {SLAVES_GROUP, "all", "ungrouped"})
+    if SLAVES_GROUP not in own or not others:
+        return None
+    return (
+        f"{host}: in the group {SLAVES_GROUP} and also in {', '.join(others)}; a host that runs"
+        " untrusted jobs may have no other purpose: take it out of one of them"
+    )
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:
@@ -533,7 +550,7 @@ def _job_networks(declared: Mapping[str, Any], slaves: Sequence[str]) -> dict[st
     networks: dict[str, IPv4Network] = {}
     for slave, cidr in declared.items():
         if slave not in slaves:
-            raise FleetError(f"{slave}: has a network for jobs but is no slave; take it away")
+            raise FleetError(f"{slave}: has a network for jobs but is no slave; remove it")
         try:
             network = ip_network(cidr)
         except ValueError as error:
@@ -556,7 +573,7 @@ def _job_ipv6_prefixes(
     prefixes: dict[str, IPv6Network] = {}
     for slave, cidr in declared.items():
         if slave not in slaves:
-            raise FleetError(f"{slave}: has an IPv6 prefix for jobs but is no slave; take it away")
+            raise FleetError(f"{slave}: has an IPv6 prefix for jobs but is no slave; remove it")
         if slave not in ranges:
             raise FleetError(
                 f"{slave}: has an IPv6 prefix for jobs but no range of IPv4 addresses, which they are"
@@ -622,20 +639,6 @@ def _refuse_internet_without_resolver(fleet: Fleet) -> None:
             "cellblock_job_flows.internet: no policy names a resolver for jobs (a service on port 53 of"
             " a group that has hosts); add a host that serves it, or leave the policy internet out"
         )
-
-
-def _refuse_mixed_slaves(groups: Mapping[str, tuple[str, ...]], slaves: str) -> None:
-    for host in groups.get(slaves, ()):
-        others = sorted(
-            group
-            for group, members in groups.items()
-            if host in members and group not in (slaves, "all", "ungrouped")
-        )
-        if others:
-            raise FleetError(
-                f"{host}: in the group {slaves} and also in {', '.join(others)}; a host that runs"
-                " untrusted jobs may have no other purpose: take it out of one of them"
-            )
 
 
 def _refuse_shared_addresses(fleet: Fleet) -> None:
