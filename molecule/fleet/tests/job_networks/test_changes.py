@@ -17,7 +17,7 @@ Playbook = Callable[..., CompletedProcess[str]]
 @pytest.fixture
 def provision(host: Any, playbook: Playbook) -> Iterator[Callable[..., str]]:
     def run(*settings: str) -> str:
-        where = ("--limit=slave1,localhost", "--tags=macvlan,worker_slave_config")
+        where = ("--limit=slave1,localhost", "--tags=job_network,worker_slave_config")
         done = playbook("site.yml", *where, *settings)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -33,12 +33,12 @@ def mode(host: Any) -> str:
 
 def test_a_parent_that_is_missing_is_refused_before_anything_is_changed(playbook: Playbook) -> None:
     # As a rename leaves it. The firewall's rules would change too, if it came to that.
-    settings = ("--extra-vars=macvlan_parent=nosuch0", "--extra-vars=firewall_dhcp_client=true")
+    settings = ("--extra-vars=job_network_parent=nosuch0", "--extra-vars=firewall_dhcp_client=true")
     done = playbook("site.yml", "--limit=slave1,localhost", *settings)
     assert done.returncode != 0
     said = " ".join(done.stdout.split())
-    assert "slave1: macvlan_parent is nosuch0, which the host does not have; it has" in said
-    assert "set macvlan_parent to one of these" in said
+    assert "slave1: job_network_parent is nosuch0, which the host does not have; it has" in said
+    assert "set job_network_parent to one of these" in said
     recap = next(line for line in done.stdout.splitlines() if line.startswith("slave1  "))
     assert "changed=0" in recap
     assert "failed=1" in recap
@@ -55,7 +55,7 @@ def test_macvlan_routed_and_back(
         return bool(stage["verdict"] == "ok")
 
     assert (mode(host), reached()) == ("macvlan", True)
-    provision("--extra-vars=macvlan_mode=routed")
+    provision("--extra-vars=job_network_mode=routed")
     assert (mode(host), reached()) == ("routed", True)
     tables = host.check_output("nft list tables")
     assert "table inet cellblock_jobs" in tables
@@ -81,7 +81,7 @@ def test_without_the_interface_no_job_with_a_network_starts(
     error = [submit(job) for _ in range(slots + 1)][-1]["error"]
     assert error["code"] == "host_setup", error
     assert "interface cellblock0: is missing" in error["text"], error
-    assert "run the macvlan role" in error["text"], error
+    assert "run the job_network role" in error["text"], error
     stage["network"] = "none"
     assert submit(job)["stages"][0]["verdict"] == "ok"
     # The interface is all that was missing.
