@@ -136,7 +136,7 @@ def test_denied_has_the_segment_and_what_the_host_adds() -> None:
         ({"ipv6": {**IPV6, "gateway": "10.213.0.30"}}, ".ipv6.gateway", "IPv6 address"),
         ({"ipv6": {**IPV6, "gateway": "fd00:1::1"}}, ".ipv6.gateway", "not within the segment"),
         ({"ipv6": {**IPV6, "gateway": "fd00:cb::ad5:81"}}, ".ipv6.prefix", "the gateway, among"),
-        ({"ipv6": {"prefix": "fd00::/64"}}, ".ipv6.gateway", "write an address"),
+        ({"ipv6": {"prefix": "fd00::/64"}}, ".ipv6.prefix_length", "is missing"),
         ({"mode": "routed", "ipv6": IPV6}, ".ipv6.prefix_length", "not a known field"),
         ({"policies": {"all": {}}}, ".policies.all", "not a known field"),
         ({"policies": {"cache": {"services": [{**CACHE, "to": []}]}}}, ".to", "one or more"),

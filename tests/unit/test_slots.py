@@ -9,6 +9,8 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 import segment as lab
 from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
-from cellblock.errors import HostSetupError
+from cellblock.errors import ForbiddenDestinationError, HostSetupError
 from cellblock.job_network.access import Access
 from cellblock.job_network.plan import INTERFACE
 from cellblock.job_network.section import NetworkConfig
@@ -865,3 +867,33 @@ def test_the_quota_counts_both_versions_of_ip(make_pool: MakePool, segment: lab.
                 with contextlib.suppress(OSError):
                     sender.send(bytes(1000))
         assert taken.traffic().over_bytes_packets > 0
+
+
+def test_another_list_of_what_is_denied_is_taken_over_and_no_stage_ends(
+    make_pool: MakePool,
+) -> None:
+    """As it is when somebody joins the fleet: who runs goes on, and whoever comes has the new list."""
+    pool = make_pool(slots=2)
+    entry = {"to": lab.INTERNET, "protocol": "tcp", "ports": [80]}
+    with slot(pool, "internet") as running:
+        assert reach(running.namespace, lab.INTERNET, 80) == "hello"
+        pool.reconfigure(replace(pool.config, denied=(ip_network(f"{lab.INTERNET}/32"),)))
+        assert reach(running.namespace, lab.INTERNET, 80) == "hello"
+        # The other one waited with the old list.
+        with slot(pool, "internet") as fresh:
+            assert reach(fresh.namespace, lab.INTERNET, 80) != "hello"
+            assert reach(fresh.namespace, lab.OTHER_INTERNET, 80) == "hello"
+        with pytest.raises(ForbiddenDestinationError):
+            access(pool, "allow", entry)
+    assert pool.wait_until_ready(20)
+    with slot(pool, "internet") as again, slot(pool, "internet") as other:
+        for taken in (again, other):
+            assert reach(taken.namespace, lab.INTERNET, 80) != "hello"
+
+
+def test_no_other_change_is_taken_over(segment: lab.Segment) -> None:
+    config = NetworkConfig.parse(segment.config(), "network")
+    assert config.is_same_but_for_denied(replace(config, denied=()))
+    changes: Any = ({"slots": 3}, {"resolvers": ()}, {"policies": {}}, {"names": {"a": ()}})
+    for change in changes:
+        assert not config.is_same_but_for_denied(replace(config, **change))
