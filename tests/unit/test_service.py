@@ -22,7 +22,7 @@ import pytest
 from cellblock.engine import batch, cli, client, protocol, service
 from cellblock.engine.engine import Engine
 from cellblock.engine.host import Environment
-from cellblock.engine.job import Job, NetworkPolicy, Stage
+from cellblock.engine.job import Job, Stage
 from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
 from cellblock.engine.result import JobResult, Output, StageResult, Usage, Verdict
@@ -34,6 +34,7 @@ from cellblock.errors import (
     ServiceUnavailableError,
     UnknownEnvironmentError,
 )
+from cellblock.job_network.policy import NetworkPolicy
 
 
 class FakeHost:

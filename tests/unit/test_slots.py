@@ -26,11 +26,12 @@ from cellblock.job_network.section import NetworkConfig
 from cellblock.job_network.slots import Slot, SlotPool
 from cellblock.linux.netlink import Netlink, inside
 from cellblock.linux.nft import Nft
+from cellblock.units import Bytes, Count
 
 OBSTACLE = lab.obstacle()
 pytestmark = pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE or "-")
 
-FAST = StageConstraints(network_bytes_per_second=2**30)
+FAST = StageConstraints(network_bytes_per_second=Bytes(2**30))
 ALLOWED = {"to": lab.INTERNET, "protocol": "tcp", "ports": [8080]}
 
 
@@ -290,7 +291,7 @@ def frames(wire: socket.socket) -> Iterator[bytes]:
 
 def test_the_byte_quota(make_pool: MakePool, segment: lab.Segment) -> None:
     megabyte = bytes(1_000_000)
-    limits = StageConstraints(network_bytes=3_000_000, network_bytes_per_second=2**30)
+    limits = StageConstraints(network_bytes=Bytes(3_000_000), network_bytes_per_second=Bytes(2**30))
     with lab.serving(segment.gateway, 81, lambda c: c.sendall(megabyte)):
         entry = {"to": lab.INTERNET, "protocol": "tcp", "ports": [81]}
         with slot(make_pool(), "allow", entry, limits=limits) as taken:
@@ -321,7 +322,7 @@ def receive_all(namespace: int, port: int) -> int:
 
 def test_errors_cost_quota_too(make_pool: MakePool, segment: lab.Segment) -> None:
     """What an ICMP error quotes is for its sender to choose, and a job can read it."""
-    limits = StageConstraints(network_bytes=10_000, network_bytes_per_second=2**30)
+    limits = StageConstraints(network_bytes=Bytes(10_000), network_bytes_per_second=Bytes(2**30))
     entry = {"to": lab.INTERNET, "protocol": "udp", "ports": [81]}
     with contextlib.ExitStack() as stack:
         taken = stack.enter_context(slot(make_pool(), "allow", entry, limits=limits))
@@ -373,7 +374,7 @@ def packet(source: str, target: str, protocol: int, content: bytes) -> bytes:
 
 def checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
-    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
+    total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -410,7 +411,7 @@ def tracked() -> int:
 
 
 def test_the_bandwidth_limit(make_pool: MakePool) -> None:
-    limits = StageConstraints(network_bytes_per_second=4_000_000)
+    limits = StageConstraints(network_bytes_per_second=Bytes(4_000_000))
     entry = {"to": lab.INTERNET, "protocol": "udp", "ports": [81]}
     with (
         slot(make_pool(), "allow", entry, limits=limits) as taken,
@@ -436,7 +437,7 @@ def test_the_bandwidth_limit(make_pool: MakePool) -> None:
 
 
 def test_the_connection_limit(make_pool: MakePool) -> None:
-    limits = StageConstraints(network_connections=3)
+    limits = StageConstraints(network_connections=Count(3))
     with slot(make_pool(), "cache", limits=limits) as taken, inside(taken.namespace):
         held = [socket.create_connection((lab.CACHE, 3142), 1) for _ in range(3)]
         assert taken.traffic().over_connections == 0
@@ -461,14 +462,16 @@ def test_the_limit_of_new_connections(make_pool: MakePool) -> None:
         return count
 
     pool = make_pool(slots=2)
-    limits = StageConstraints(network_connections_per_second=5)
+    limits = StageConstraints(network_connections_per_second=Count(5))
     with slot(pool, "cache", limits=limits) as taken, inside(taken.namespace):
         assert 5 <= opened(0.1) <= 6  # the burst
         assert opened(2) == pytest.approx(10, abs=2)
         assert taken.traffic().throttled_packets > 0
         assert taken.traffic().over_connections == 0
     # Control: with a higher limit, more are opened in the same time.
-    limits = StageConstraints(network_connections_per_second=1000, network_connections=4000)
+    limits = StageConstraints(
+        network_connections_per_second=Count(1000), network_connections=Count(4000)
+    )
     with slot(pool, "cache", limits=limits) as taken, inside(taken.namespace):
         assert opened(0.5) > 20
 
@@ -694,8 +697,8 @@ def advertise(segment: lab.Segment, listener: str) -> None:
                 ).splitlines()
             ]
             router.bind((link_local[0], 0, 0, index))
-            for option in (socket.IPV6_MULTICAST_HOPS, socket.IPV6_UNICAST_HOPS):
-                router.setsockopt(socket.IPPROTO_IPV6, option, 255)
+            for hops in (socket.IPV6_MULTICAST_HOPS, socket.IPV6_UNICAST_HOPS):
+                router.setsockopt(socket.IPPROTO_IPV6, hops, 255)
             for target in ("ff02::1", listener):
                 router.sendto(message, (target, 0, 0, index))
     deadline = time.monotonic() + 5
@@ -843,7 +846,7 @@ def test_ipv6_over_routed_pairs(make_pool: MakePool, segment: lab.Segment) -> No
 
 
 def test_the_quota_counts_both_versions_of_ip(make_pool: MakePool, segment: lab.Segment) -> None:
-    limits = StageConstraints(network_bytes=20_000, network_bytes_per_second=2**30)
+    limits = StageConstraints(network_bytes=Bytes(20_000), network_bytes_per_second=Bytes(2**30))
     entries = [
         {"to": address, "protocol": "udp", "ports": [81]}
         for address in (lab.INTERNET, lab.INTERNET_IPV6)
