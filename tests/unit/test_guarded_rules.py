@@ -69,7 +69,7 @@ def test_texts_that_pass(text: str) -> None:
 def test_texts_that_are_refused(text: str, words: list[str]) -> None:
     with pytest.raises(RulesError) as refused:
         Table(FIREWALL).check_text(text)
-    assert refused.value.status == Status.REFUSED == 3
+    assert int(refused.value.status) == 3
     for word in words:
         assert word in str(refused.value)
     assert str(refused.value).endswith(".")
