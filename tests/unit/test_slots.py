@@ -432,13 +432,11 @@ def test_the_bandwidth_limit(make_pool: MakePool) -> None:
             flood(0.25)
             if taken.traffic().throttled_packets:
                 break
-        # Never more; less only while this machine gives us no time to send, so not every time.
-        for _ in range(5):
-            rate = flood(2)
-            assert rate <= 4_000_000 * 1.03
-            if rate >= 4_000_000 * 0.97:
-                break
-        assert rate == pytest.approx(4_000_000, rel=0.03)
+        # Where this machine gives us no time to send, less gets out, and what was saved up comes after.
+        rates = [flood(2)]
+        while rates[-1] != pytest.approx(4_000_000, rel=0.03) and len(rates) < 6:
+            rates.append(flood(2))
+        assert rates[-1] == pytest.approx(4_000_000, rel=0.03), rates
         assert taken.traffic().throttled_packets > 0
 
 
