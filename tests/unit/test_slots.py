@@ -898,6 +898,16 @@ def test_another_list_of_what_is_denied_is_taken_over_and_no_stage_ends(
             assert reach(taken.namespace, lab.INTERNET, 80) != "hello"
 
 
+def test_slots_that_are_being_made_are_made_once_more(make_pool: MakePool) -> None:
+    pool = make_pool(slots=2, ready=False)
+    pool.reconfigure(replace(pool.config, denied=(ip_network(f"{lab.INTERNET}/32"),)))
+    assert pool.wait_until_ready(20)
+    with slot(pool, "internet") as one, slot(pool, "internet") as other:
+        for taken in (one, other):
+            assert reach(taken.namespace, lab.INTERNET, 80) != "hello"
+            assert reach(taken.namespace, lab.OTHER_INTERNET, 80) == "hello"
+
+
 def test_no_other_change_is_taken_over(segment: lab.Segment) -> None:
     config = NetworkConfig.parse(segment.config(), "network")
     assert config.is_same_but_for_denied(replace(config, denied=()))
