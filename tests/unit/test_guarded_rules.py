@@ -490,11 +490,10 @@ def test_guard_removes_what_is_not_ours_and_says_whose_it_was(pretty: Host) -> N
     assert event["event"] == "firewall_foreign_rule"
     assert (event["object"], event["rule"]) == ("chain more", "accept")
     assert (event["by"], event["action"]) == ("nft[7]", "removed")
-    guard.look()
-    assert len(pretty.events) == 1
-    # The same once more is reported once more.
+    # The same once more, before anybody looked in between, is reported once more.
     pretty.table = WITH_MORE
-    guard.look()
+    for _ in range(2):
+        guard.look()
     assert pretty.table == PRETTY
     assert pretty.names() == ["firewall_foreign_rule"] * 2
 

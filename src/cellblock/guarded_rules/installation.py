@@ -33,8 +33,6 @@ sys.exit(main({instance!r}, sys.argv[1:]))
 """
 # -I: no environment variable and no user's directory decides what root runs.
 _SHEBANG = b"#!/usr/bin/python3 -I\n"
-# Zip knows no time before.
-_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 class Units(NamedTuple):
@@ -79,7 +77,7 @@ def program(instance: Instance) -> bytes:
                 for part in _PARTS
             ),
         ):
-            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry = zipfile.ZipInfo(name)  # of 1980, whenever this is
             # As if made on Unix, wherever this is.
             entry.create_system = 3
             entry.external_attr = 0o644 << 16
