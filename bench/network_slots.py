@@ -29,7 +29,9 @@ from cellblock.engine.engine import Engine
 from cellblock.engine.host import Host
 from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
-from cellblock.job_network.network import INTERFACE, Access, NetworkConfig
+from cellblock.job_network.access import Access
+from cellblock.job_network.plan import INTERFACE
+from cellblock.job_network.section import NetworkConfig
 from cellblock.job_network.slots import SlotPool
 from cellblock.linux.netlink import Netlink, inside, new_namespace
 from cellblock.linux.nft import Nft
@@ -110,7 +112,7 @@ def pool_of(
 def access_of(config: NetworkConfig, policy: str) -> Access:
     stage = {"name": "run", "command": ["true"], "network": policy}
     parsed = parse_job({"environment": "base", "stages": [stage]}).stages[0]
-    return Access.of(parsed, "stages[0]", config, "bench")
+    return Access.of(parsed.network, parsed.network_allow, "stages[0]", config, "bench")
 
 
 def policy_switch(segment: Segment, directory: Path) -> None:

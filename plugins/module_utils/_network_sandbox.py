@@ -92,7 +92,7 @@ def start_sibling(
     if not slots:
         return None
     if slots == 1:
-        return {"problem": "it has one network slot only; give it two (macvlan_slots)"}
+        return {"problem": "it has one network slot only; give it two (job_network_slots)"}
     arguments = {"listeners": list(listeners), "duration_s": duration_s, "state_dir": STATE_DIR}
     try:
         return _started(

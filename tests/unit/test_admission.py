@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cellblock.engine.admission import Admission, Cancelled
+from cellblock.engine.admission import Admission
 from cellblock.engine.job import Job
 from cellblock.engine.job_parser import parse_job
-from cellblock.errors import LimitAboveMaximumError
+from cellblock.errors import Cancelled, LimitAboveMaximumError
 
 MIB = 2**20
 

@@ -1,4 +1,4 @@
-"""The closure's program: what it makes of its counters. That they count is for molecule/firewall."""
+"""The closure's program: what it makes of its counters. That they count is for molecule/fleet."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class FakeNetwork(JobNetwork):
     def __init__(self, *_: Any) -> None:
         self.resolved: list[str] = []
 
-    def access(self, stage: Any, where: str) -> Any:
+    def access(self, policy: Any, destinations: Any, where: str) -> Any:
         self.resolved.append(where)
         return SimpleNamespace()
 
@@ -80,7 +80,7 @@ def test_a_check_writes_nothing(make: Callable[..., Engine], tmp_path: Path) -> 
     assert sorted(tmp_path.rglob("*")) == before
     assert set(checked.accesses) == {"run"}
     # Control: what a run needs would have been seen.
-    network.prepare(checked.environment)
+    network.prepare(checked.environment.path)
     assert sorted(tmp_path.rglob("*")) != before
 
 

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 
 from cellblock.engine import batch, cli, client, protocol, service
-from cellblock.engine.admission import Cancelled
 from cellblock.engine.host import Environment
 from cellblock.engine.job import Job, NetworkPolicy, Stage
 from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
 from cellblock.engine.result import JobResult, Output, StageResult, Usage, Verdict
 from cellblock.errors import (
+    Cancelled,
     CellblockError,
     InternalError,
     ServiceUnavailableError,

@@ -10,17 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from ..errors import LimitAboveMaximumError
-from .job import Job, NetworkPolicy
+from ..errors import Cancelled, LimitAboveMaximumError
+from ..job_network.policy import NetworkPolicy
+from .job import Job
 
 _POLL_S = 0.25
 """How often a waiting job looks whether it is still wanted."""
 MEMORY_FOR_THE_HOST = 0.1
 """Part of the host's memory that jobs never get."""
-
-
-class Cancelled(Exception):
-    """The client asked for the job's end, or went away."""
 
 
 @dataclass(frozen=True)

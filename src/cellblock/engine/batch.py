@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
-from ..errors import CellblockError, InternalError
-from .admission import Cancelled
+from ..errors import Cancelled, CellblockError, InternalError
 from .engine import CheckedJob, Engine
 from .result import JobResult
 

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import CellblockError, InternalError, UnsupportedNetworkError
-from ..job_network.network import Access
+from ..job_network.access import Access
+from ..job_network.policy import NetworkPolicy
 from ..job_network.slots import JobNetwork, Slot
 from ..linux import journal
 from . import cgroup, files
 from .admission import Admission
 from .host import BoundMount, Environment, Host, JobUids
 from .jail import Jail, JailSpec
-from .job import Job, NetworkPolicy, Stage
+from .job import Job, Stage
 from .result import CollectedFile, JobResult, StageResult, Verdict, Violation, milliseconds
 from .stage import StageRun
 
@@ -59,7 +60,11 @@ class Engine:
         host.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         files.sweep(self._jobs_dir)
         self._dev = files.make_dev(host.run_dir / "dev")
-        self._network = None if host.network is None else JobNetwork(host.network, host)
+        self._network = (
+            None
+            if host.network is None
+            else JobNetwork(host.network, host.name, host.run_dir / "network")
+        )
         self._admission = Admission.of_this_host(
             host.parallel_jobs, 0 if host.network is None else host.network.slots
         )
@@ -95,7 +100,7 @@ class Engine:
             if checked.accesses and self._network is not None:
                 # It may have waited for long.
                 self._network.check()
-                self._network.prepare(checked.environment)
+                self._network.prepare(checked.environment.path)
             try:
                 stages, collected = self._run_stages(
                     _Run(job_id, checked, self.host.uids(number), cancelled)
@@ -141,7 +146,7 @@ class Engine:
                 f"is {stage.network.value!r}, but {self.host.name} has no job networks",
                 "use none",
             )
-        return self._network.access(stage, where)
+        return self._network.access(stage.network, stage.network_allow, where)
 
     def _run_stages(self, run: _Run) -> tuple[tuple[StageResult, ...], tuple[CollectedFile, ...]]:
         job = run.checked.job

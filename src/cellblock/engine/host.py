@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import HostSetupError, UnknownEnvironmentError, UnknownMountError
-from ..job_network.network import NetworkConfig, load_config
+from ..job_network.section import NetworkConfig, load_config
 from ..validate import Value
 from .job import JobMount
 from .job_parser import parse_mounts

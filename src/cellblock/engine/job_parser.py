@@ -12,18 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidJobError
+from ..job_network.policy import HOST_NAME, PROTOCOLS, Destination, NetworkPolicy, is_address
 from ..validate import Value, one_of, show
-from .job import (
-    HOST_NAME,
-    PROTOCOLS,
-    Destination,
-    Job,
-    JobFile,
-    JobMount,
-    NetworkPolicy,
-    Stage,
-    is_address,
-)
+from .job import Job, JobFile, JobMount, Stage
 from .limits import StageConstraints
 from .protocol import MAX_INPUT_BYTES
 

@@ -21,16 +21,16 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from ..errors import (
+    Cancelled,
     CellblockError,
     HostSetupError,
     InternalError,
     InvalidJobError,
     ServiceUnavailableError,
 )
-from ..job_network.network import INTERFACE
+from ..job_network.plan import INTERFACE
 from ..validate import Value, show
 from . import protocol
-from .admission import Cancelled
 from .batch import run_all
 from .engine import CheckedJob, Engine
 from .job_parser import parse_job, parse_stage

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import Cancelled
 from ..job_network.slots import Slot, Traffic
 from . import cgroup
-from .admission import Cancelled
 from .jail import Begun, Ended, Failed, Gone, Jail
 from .job import Stage
 from .result import Outcome, Output, StageResult, Usage, Violation

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_interface
 from typing import Any
 
-from .model import CONTROLLER, Address, Fleet, Host, Service
+from ..job_network.plan import Address
+from .model import CONTROLLER, Fleet, Host, Service
 from .probe_plan import (
     IPV4,
     IPV6,

@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..job_network.plan import Address
 from .model import (
     CONTROLLER,
     EVERY_HOST,
     INTERNET,
-    Address,
     Fleet,
     Flow,
     Host,
