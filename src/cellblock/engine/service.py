@@ -32,8 +32,8 @@ from ..job_network.plan import INTERFACE
 from ..validate import Value, show
 from . import protocol
 from .batch import run_all
-from .engine import CheckedJob, Engine
 from .job_parser import parse_job, parse_stage
+from .run import CheckedJob, Engine
 
 GROUP = "cellblock"
 """Members of this group, and root, may submit jobs."""
