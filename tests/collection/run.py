@@ -225,7 +225,7 @@ def check_origin(project: Project) -> None:
     """Whether what was run came from the project alone, by all that Ansible says about it."""
     text = project.log.read_text()
     checkout = re.escape(str(ROOT))
-    foreign = sorted(set(re.findall(rf"{checkout}(?!/\.venv/)[^\s'\",:]*", text)))
+    foreign = sorted(set(re.findall(rf"{checkout}(?![\w.-])(?!/\.venv/)[^\s'\",:]*", text)))
     if foreign:
         raise Failure(f"it used {', '.join(foreign)} of this checkout")
     tasks = set(re.findall(r"^task path: (.+):\d+$", text, re.MULTILINE))

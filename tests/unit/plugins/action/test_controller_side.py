@@ -9,6 +9,8 @@ from unittest import mock
 import pytest
 from ansible.errors import AnsibleActionFail
 from ansible_collections.cellblock.fleet.plugins.action import engine_archive, package_upstreams
+from ansible_collections.cellblock.fleet.plugins.plugin_utils import engine_archive as builder
+from ansible_collections.cellblock.fleet.plugins.plugin_utils import package_upstreams as finder
 from ansible_collections.cellblock.fleet.plugins.plugin_utils.engine_archive import (
     Archive,
     BuildError,
@@ -33,7 +35,7 @@ def test_the_engine_is_built_and_no_host_changed(
     def build(architecture: str, cache_dir: Path) -> Archive:
         return Archive(cache_dir / f"{architecture}.tar.gz", "00", built=True)
 
-    monkeypatch.setattr(engine_archive.engine_archive, "build", build)
+    monkeypatch.setattr(builder, "build", build)
     found = run(engine_archive, {"architecture": "aarch64", "cache_dir": "/srv/c"}, check)
     assert found == {
         "changed": False,
@@ -45,7 +47,7 @@ def test_the_engine_is_built_and_no_host_changed(
 
 def test_an_engine_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     build = mock.Mock(side_effect=BuildError("gcc is missing"))
-    monkeypatch.setattr(engine_archive.engine_archive, "build", build)
+    monkeypatch.setattr(builder, "build", build)
     with pytest.raises(AnsibleActionFail, match="cannot be built: gcc is missing"):
         run(engine_archive, {"architecture": "x86_64", "cache_dir": "/srv/c"})
 
@@ -70,6 +72,6 @@ def test_upstreams_of_ones_own_are_completed(tmp_path: Path) -> None:
 
 def test_unknown_upstreams_name_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     find = mock.Mock(side_effect=UpstreamError("no archive"))
-    monkeypatch.setattr(package_upstreams.package_upstreams, "find", find)
+    monkeypatch.setattr(finder, "find", find)
     with pytest.raises(AnsibleActionFail, match="cache1: it is not known .*: no archive"):
         run(package_upstreams, {"cache_dir": "/srv/c"})
