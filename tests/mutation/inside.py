@@ -239,7 +239,8 @@ class Layer:
     def control(self) -> list[str]:
         """What the unmutated rules do wrong; it must be seen every time, as a kernel that is busy takes
         seconds until a link carries IPv6."""
-        for quiet_s, pause_s in ((QUIET_S, 0), (SLOW_QUIET_S, 2), (SLOW_QUIET_S, 5), (LATE_S, 0)):
+        slow = [(SLOW_QUIET_S, pause_s) for pause_s in (2, 5, 20)]
+        for quiet_s, pause_s in ((QUIET_S, 0), *slow, (LATE_S, 0)):
             differences = self.differences(self.text, self.cells, quiet_s)
             if not differences:
                 break
