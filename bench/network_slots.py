@@ -25,10 +25,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cellblock.engine.engine import Engine
 from cellblock.engine.host import Host
 from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
+from cellblock.engine.run import Engine
 from cellblock.job_network.access import Access
 from cellblock.job_network.plan import INTERFACE
 from cellblock.job_network.section import NetworkConfig

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.validate import Value
+
 # What Ansible calls an architecture -> what Debian calls it.
 DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -41,7 +43,6 @@ _SOURCE_DATE_EPOCH = "1700000000"
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 _SUITE = re.compile(r"[a-z][a-z0-9-]*")
-_KEYS = {"packages", "description", "path", "mounts"}
 
 
 class DefinitionError(Exception):
@@ -109,54 +110,51 @@ def parse_definitions(raw: object) -> tuple[Definition, ...]:
     return tuple(_parse_definition(name, value) for name, value in raw.items())
 
 
-def _parse_definition(name: object, value: object) -> Definition:
+class _Value(Value):
+    """Of a definition: errors are sentences that begin with the environment's name."""
+
+    def unknown(self, name: str, known: Sequence[str]) -> Exception:
+        return self.error(f"has the unknown field '{name}'", f"known are {', '.join(known)}")
+
+
+def _definition_error(subject: str, message: str, remedy: str) -> DefinitionError:
+    return DefinitionError(f"{subject} {message}; {remedy}.")
+
+
+def _parse_definition(name: object, raw: object) -> Definition:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise DefinitionError(
             f"The environment name {name!r} must be a lower-case letter followed by up to 31 "
-            "lower-case letters, "
-            "digits or '-'."
+            "lower-case letters, digits or '-'."
         )
-    if not isinstance(value, Mapping):
-        raise DefinitionError(
-            f"Environment '{name}' must be a dictionary with 'packages' and 'description'."
-        )
-    unknown = sorted(set(map(str, value)) - _KEYS)
-    if unknown:
-        raise DefinitionError(
-            f"Environment '{name}' has the unknown field '{unknown[0]}'; known are "
-            f"{', '.join(sorted(_KEYS))}."
-        )
-    packages = value.get("packages", [])
-    if not isinstance(packages, list | tuple) or not all(isinstance(p, str) for p in packages):
-        raise DefinitionError(
-            f"Environment '{name}': 'packages' must be a list of Debian package names."
-        )
+    subject = f"Environment '{name}'"
+    value = _Value(raw, subject, _definition_error, prefix=f"{subject}: ")
+    if not isinstance(raw, Mapping):
+        raise value.error("must be a dictionary", "write its packages and its description")
+    fields = value.fields(
+        optional={"packages": [], "description": "", "path": DEFAULT_PATH, "mounts": []}
+    )
+    packages = fields["packages"].list(remedy="it must be a list of Debian package names")
     for package in packages:
-        if not _PACKAGE.fullmatch(package):
-            raise DefinitionError(
-                f"Environment '{name}': {package!r} is not the name of a Debian package."
+        if not isinstance(package.raw, str) or not _PACKAGE.fullmatch(package.raw):
+            raise package.error(
+                f"{package.raw!r} is not the name of a Debian package", "correct it"
             )
-    description = value.get("description")
-    if not isinstance(description, str) or not description.strip():
-        raise DefinitionError(
-            f"Environment '{name}' needs a 'description', one sentence for its users."
+    description = fields["description"].text(remedy="write one sentence for its users")
+    if not description.strip():
+        raise value.error("needs a 'description'", "write one sentence for its users")
+    path = fields["path"].text()
+    if not all(part.startswith("/") for part in path.split(":")):
+        raise fields["path"].error(
+            f"is {path!r}", "its directories, joined by ':', must be absolute"
         )
-    path = value.get("path", DEFAULT_PATH)
-    if not isinstance(path, str) or not all(part.startswith("/") for part in path.split(":")):
-        raise DefinitionError(
-            f"Environment '{name}': 'path' must be absolute directories joined by ':'."
-        )
-    mounts = value.get("mounts", [])
-    if not isinstance(mounts, list | tuple) or not all(isinstance(m, str) for m in mounts):
-        raise DefinitionError(
-            f"Environment '{name}': 'mounts' must be a list of names from worker_slave_mounts."
-        )
+    mounts = fields["mounts"].list(remedy="it must be a list of names from worker_slave_mounts")
     return Definition(
         name,
-        tuple(str(p) for p in packages),
-        str(description),
-        str(path),
-        tuple(str(m) for m in mounts),
+        tuple(str(package.raw) for package in packages),
+        description,
+        path,
+        tuple(mount.text() for mount in mounts),
     )
 
 

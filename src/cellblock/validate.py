@@ -156,7 +156,7 @@ class Value:
     ) -> list[Value]:
         """The parts of a list, at least ``least``. ``what`` and ``remedy`` say what it should be."""
         name = what or ("a list of one or more" if least else "a list")
-        if not isinstance(self.raw, list) or len(self.raw) < least:
+        if not isinstance(self.raw, (list, tuple)) or len(self.raw) < least:
             raise self._not(name, remedy)
         if what is not None and most is not None and len(self.raw) > most:
             raise self._not(name, remedy)

@@ -25,7 +25,7 @@ import guards
 import guards6
 from mutants import Mutant, mutants
 from packets import ICMP, ICMPV6, TCP, UDP
-from prober import IN, OUT, QUIET_S, Cell, Difference, Prober
+from prober import IN, LATE_S, OUT, QUIET_S, Cell, Difference, Prober
 from vantages import HOST, WORLD, Vantages
 
 from cellblock.engine.job_parser import parse_job
@@ -237,11 +237,14 @@ class Layer:
         return {**found, **counts}
 
     def control(self) -> list[str]:
-        """What the unmutated rules do wrong; it must be seen twice."""
-        for quiet_s in (QUIET_S, SLOW_QUIET_S):
+        """What the unmutated rules do wrong; it must be seen every time, as a kernel that is busy takes
+        seconds until a link carries IPv6."""
+        slow = [(SLOW_QUIET_S, pause_s) for pause_s in (2, 5, 20)]
+        for quiet_s, pause_s in ((QUIET_S, 0), *slow, (LATE_S, 0)):
             differences = self.differences(self.text, self.cells, quiet_s)
             if not differences:
                 break
+            time.sleep(pause_s)
         return [difference.text for difference in differences]
 
 

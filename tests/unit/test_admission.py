@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -34,24 +35,35 @@ class Runner:
         def run() -> None:
             with self._admission.job(wanted, lambda: False):
                 self.running.append(name)
-                end.wait(10)
+                end.wait(30)
                 self.running.remove(name)
 
+        waiting = len(self._admission._queue)
         threading.Thread(target=run, daemon=True).start()
-        time.sleep(0.05)
+        # The next one arrives after it, however slow this machine is.
+        _wait_for(lambda: name in self.running or len(self._admission._queue) > waiting)
         return end
 
-    def settle(self) -> list[str]:
+    def settles_at(self, *names: str) -> bool:
+        """Whether these run, in their order, and after a moment no others."""
+        came = _wait_for(lambda: self.running == [*names])
         time.sleep(0.05)
-        return self.running
+        return came and self.running == [*names]
+
+
+def _wait_for(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return condition()
 
 
 def test_no_more_at_a_time_than_allowed() -> None:
     runner = Runner(Admission(parallel_jobs=2, cpus=8, memory_bytes=2**40))
     first, *_ = [runner.start(name, job()) for name in "abc"]
-    assert runner.settle() == ["a", "b"]
+    assert runner.settles_at("a", "b")
     first.set()
-    assert runner.settle() == ["b", "c"]
+    assert runner.settles_at("b", "c")
 
 
 @pytest.mark.parametrize(
@@ -61,9 +73,9 @@ def test_memory_and_cpus_are_reserved(constraints: dict[str, Any]) -> None:
     runner = Runner(Admission(parallel_jobs=9, cpus=3, memory_bytes=150 * MIB))
     first = runner.start("a", job(**constraints))
     runner.start("b", job(**constraints))
-    assert runner.settle() == ["a"]
+    assert runner.settles_at("a")
     first.set()
-    assert runner.settle() == ["b"]
+    assert runner.settles_at("b")
 
 
 def test_a_small_job_does_not_overtake_a_large_one() -> None:
@@ -71,16 +83,16 @@ def test_a_small_job_does_not_overtake_a_large_one() -> None:
     first = runner.start("first", job(memory_bytes="100MiB"))
     runner.start("large", job(memory_bytes="150MiB"))
     small = runner.start("small", job(memory_bytes="4MiB"))
-    assert runner.settle() == ["first"]
+    assert runner.settles_at("first")
     first.set()
-    assert runner.settle() == ["large"]
+    assert runner.settles_at("large")
     small.set()
 
 
 def test_a_job_that_wants_more_cpus_than_there_are_gets_them_all() -> None:
     runner = Runner(Admission(parallel_jobs=9, cpus=1, memory_bytes=2**40))
     runner.start("wide", job(cpus=4))
-    assert runner.settle() == ["wide"]
+    assert runner.settles_at("wide")
 
 
 def test_a_job_that_can_never_run_is_refused() -> None:
@@ -98,7 +110,7 @@ def test_a_waiting_job_can_be_cancelled_and_leaves_the_queue() -> None:
         pytest.fail("was admitted")
     runner.start("next", job())
     first.set()
-    assert runner.settle() == ["next"]
+    assert runner.settles_at("next")
 
 
 def test_a_number_is_never_given_twice() -> None:
@@ -133,9 +145,9 @@ def test_network_slots_are_a_resource_of_their_own() -> None:
     runner = Runner(admission)
     first = runner.start("a", networked())
     runner.start("b", networked())
-    assert runner.settle() == ["a"]
+    assert runner.settles_at("a")
     first.set()
-    assert runner.settle() == ["b"]
+    assert runner.settles_at("b")
 
 
 def test_a_network_slot_alone_takes_nothing_else() -> None:
@@ -143,10 +155,10 @@ def test_a_network_slot_alone_takes_nothing_else() -> None:
     runner = Runner(admission)
     with admission.network_slot(lambda: False):
         end = runner.start("a", job())
-        assert runner.settle() == ["a"]
+        assert runner.settles_at("a")
         end.set()
         runner.start("b", networked())
-        assert runner.settle() == []
-    assert runner.settle() == ["b"]
+        assert runner.settles_at()
+    assert runner.settles_at("b")
     with pytest.raises(Cancelled), admission.network_slot(lambda: True):
         pass

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from cellblock.engine import cgroup, files
-from cellblock.engine import engine as engine_module
-from cellblock.engine.engine import Engine
+from cellblock.engine import run as run_module
 from cellblock.engine.host import Host
 from cellblock.engine.job import Job
 from cellblock.engine.job_parser import parse_job
+from cellblock.engine.run import Engine
 from cellblock.errors import (
     LimitAboveMaximumError,
     UnknownEnvironmentError,
@@ -36,7 +36,7 @@ class FakeNetwork(JobNetwork):
         self.resolved.append(where)
         return SimpleNamespace()
 
-    def check(self) -> None:
+    def require_ready(self) -> None:
         pass
 
     def reconfigure(self, config: Any) -> bool:
@@ -48,7 +48,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engin
     monkeypatch.setattr(cgroup, "detect", lambda: SimpleNamespace(sweep=lambda: None))
     monkeypatch.setattr(files, "sweep", lambda directory: 0)
     monkeypatch.setattr(files, "make_dev", lambda directory: directory)
-    monkeypatch.setattr(engine_module, "JobNetwork", FakeNetwork)
+    monkeypatch.setattr(run_module, "JobNetwork", FakeNetwork)
     (tmp_path / "base" / "etc").mkdir(parents=True)
     environments = tmp_path / "environments.json"
     environments.write_text(

@@ -20,12 +20,12 @@ from typing import Any, cast
 import pytest
 
 from cellblock.engine import batch, cli, client, protocol, service
-from cellblock.engine.engine import Engine
 from cellblock.engine.host import Environment
 from cellblock.engine.job import Job, Stage
 from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
 from cellblock.engine.result import JobResult, Output, StageResult, Usage, Verdict
+from cellblock.engine.run import Engine
 from cellblock.errors import (
     Cancelled,
     CellblockError,

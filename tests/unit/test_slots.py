@@ -549,12 +549,12 @@ def test_no_start_without_the_guard(make_pool: MakePool, segment: lab.Segment) -
     with inside(segment.slave):
         nft = Nft()
     with pytest.raises(HostSetupError, match="table inet guard: is not loaded"):
-        pool.check()
+        pool.require_ready()
     nft.run("table inet guard { chain nothing { }\n}")  # a table that does nothing is none
     with pytest.raises(HostSetupError, match="table inet guard: is not loaded"):
-        pool.check()
+        pool.require_ready()
     nft.run("table inet guard { chain c { type filter hook output priority 0; }\n}")
-    pool.check()
+    pool.require_ready()
     with slot(pool, "cache") as running:
         nft.run("flush ruleset")
         time.sleep(0.05)
@@ -570,11 +570,11 @@ def test_a_parent_that_is_missing_and_comes_back(make_pool: MakePool, segment: l
     pool = make_pool(ready=False, parent="absent0")
     assert not pool.wait_until_ready(0.3)
     with pytest.raises(HostSetupError, match="interface absent0: is missing"):
-        pool.check()
+        pool.require_ready()
     segment.ip(segment.slave, "link add absent0 type veth peer name absent1")
     segment.ip(segment.slave, "link set absent0 up")
     assert pool.wait_until_ready(10)
-    pool.check()
+    pool.require_ready()
     segment.ip(segment.slave, "link delete absent0")  # and with it the clones in the slots
     with pytest.raises(HostSetupError, match="absent0"), slot(pool, "cache"):
         pass

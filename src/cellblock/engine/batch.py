@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 from ..errors import Cancelled, CellblockError, InternalError
-from .engine import CheckedJob, Engine
 from .result import JobResult
+from .run import CheckedJob, Engine
 
 MAX_UNSENT = 64
 """Jobs of a request that run, wait, or are done while an earlier one is not: their records stay in

@@ -247,8 +247,8 @@ def _run_in(namespace: int, command: list[str]) -> NoReturn:
 
 def _serve(options: argparse.Namespace) -> int:
     # Clients start often and need none of it: half of their time would go into loading it.
-    from .engine import Engine
     from .host import DEFAULT_CONFIG_PATH, Host
+    from .run import Engine
     from .service import listen_fd, reconfigure_on_hangup, serve
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")

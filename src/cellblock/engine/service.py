@@ -34,9 +34,9 @@ from ..linux.sd_notify import notify
 from ..validate import Value, show
 from . import protocol
 from .batch import run_all
-from .engine import CheckedJob, Engine
 from .host import Host
 from .job_parser import parse_job, parse_stage
+from .run import CheckedJob, Engine
 
 GROUP = "cellblock"
 """Members of this group, and root, may submit jobs."""

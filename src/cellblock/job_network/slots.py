@@ -313,14 +313,14 @@ class SlotPool:
         for keeper in self._keepers:
             keeper.start()
 
-    def check(self) -> None:
+    def require_ready(self) -> None:
         """Raises :class:`HostSetupError` while no job with a network may start here."""
         with self._changed:
             if self._problem is not None and not self._ready:
                 raise self._problem
-        self.check_guard()
+        self.require_guard()
 
-    def check_guard(self) -> None:
+    def require_guard(self) -> None:
         """Raises :class:`HostSetupError` unless the host's own rules are in place.
 
         They are the layer around the slots' own filters: running jobs stay filtered without them,
@@ -370,7 +370,7 @@ class SlotPool:
         """
         slot = self._take(cancelled)
         try:
-            self.check_guard()
+            self.require_guard()
             slot.open(access, limits)
             yield slot
         finally:
@@ -479,9 +479,9 @@ class JobNetwork:
         self.slots.reconfigure(config)
         return True
 
-    def check(self) -> None:
+    def require_ready(self) -> None:
         """Raises :class:`HostSetupError` while no job with a network may start here."""
-        self.slots.check()
+        self.slots.require_ready()
 
     def prepare(self, environment: Path) -> None:
         """Makes the empty files that a stage's own ones are bound over, where an environment's root has

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,7 @@ def test_no_connection(tmp_path: Path) -> None:
 
 
 RULES = "table inet cellblock { }\n"
-LOADED = {
+LOADED: dict[str, Any] = {
     "state": "loaded",
     "missing": [],
     "added": [],
@@ -104,10 +106,10 @@ class FakeHost:
         self.tables: list[str] = []
         monkeypatch.setattr(_guarded_rules, "ssh_connection", lambda: CONNECTION)
         self.nft: str | None = "/usr/sbin/nft"
-        monkeypatch.setattr(_guarded_rules.shutil, "which", lambda *args, **kwargs: self.nft)
-        isdir = _guarded_rules.os.path.isdir
+        monkeypatch.setattr(shutil, "which", lambda *args, **kwargs: self.nft)
+        isdir = os.path.isdir
         monkeypatch.setattr(
-            _guarded_rules.os.path,
+            os.path,
             "isdir",
             lambda path: path == "/run/systemd/system" or isdir(path),
         )

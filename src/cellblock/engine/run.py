@@ -99,7 +99,7 @@ class Engine:
         environment = self.host.environment(job.environment)
         mounts = self.host.bind((*environment.mounts, *job.mounts))
         if accesses and self._network is not None:
-            self._network.check()
+            self._network.require_ready()
         return CheckedJob(job, environment, mounts, accesses)
 
     def run(self, checked: CheckedJob, cancelled: Callable[[], bool] = lambda: False) -> JobResult:
@@ -112,7 +112,7 @@ class Engine:
             queue_time_ms = milliseconds(time.monotonic() - checked.checked_at)
             if checked.accesses and self._network is not None:
                 # It may have waited for long.
-                self._network.check()
+                self._network.require_ready()
                 self._network.prepare(checked.environment.path)
             try:
                 stages, collected = self._run_stages(
