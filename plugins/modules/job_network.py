@@ -55,9 +55,9 @@ options:
     elements: str
     default: []
   slots:
-    description: How many jobs with a network run at once; by default two more than O(job_slots).
+    description: How many jobs with a network run at once; by default two more than O(parallel_jobs).
     type: int
-  job_slots:
+  parallel_jobs:
     description: How many jobs run at once; by default one per CPU.
     type: int
   declared:
@@ -144,7 +144,16 @@ from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.job_netw
 
 def decided(parameters: dict[str, Any]) -> tuple[Decision, HostNetwork] | None:
     """The decision and what was seen; None where jobs have no network."""
-    names = ("host", "mode", "interface", "parent", "gateway", "gateway_ipv6", "slots", "job_slots")
+    names = (
+        "host",
+        "mode",
+        "interface",
+        "parent",
+        "gateway",
+        "gateway_ipv6",
+        "slots",
+        "parallel_jobs",
+    )
     wishes = Wishes(
         **{name: parameters[name] for name in names},
         declared=parameters["declared"],
@@ -176,7 +185,7 @@ def main() -> None:
             **{name: {"default": ""} for name in ("parent", "gateway", "gateway_ipv6")},
             "addresses": {"type": "list", "elements": "str", "default": []},
             "slots": {"type": "int"},
-            "job_slots": {"type": "int"},
+            "parallel_jobs": {"type": "int"},
             "declared": {"type": "dict"},
             "renumber": {"type": "bool", "default": False},
         },

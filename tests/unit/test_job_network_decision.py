@@ -34,7 +34,7 @@ WISHES = Wishes(
     gateway="",
     gateway_ipv6="",
     slots=None,
-    job_slots=None,
+    parallel_jobs=None,
     declared=DECLARED,
     renumber=False,
 )
@@ -100,7 +100,12 @@ def test_modes(wishes: dict[str, Any], seen: dict[str, Any], mode: Mode) -> None
 
 @pytest.mark.parametrize(
     ("wishes", "slots"),
-    [({}, 6), ({"job_slots": 8}, 10), ({"slots": 3}, 3), ({"slots": 31, "job_slots": 1}, 31)],
+    [
+        ({}, 6),
+        ({"parallel_jobs": 8}, 10),
+        ({"slots": 3}, 3),
+        ({"slots": 31, "parallel_jobs": 1}, 31),
+    ],
 )
 def test_slots(wishes: dict[str, Any], slots: int) -> None:
     assert decided(wishes, {}).section["slots"] == slots

@@ -18,7 +18,7 @@ from .limits import DEFAULT_MAXIMA, parse_maxima
 
 DEFAULT_CONFIG_PATH = Path("/etc/cellblock/engine.json")
 _MAX_ID = 2**32 - 2
-_MAX_SLOTS = 65_536
+_MAX_PARALLEL_JOBS = 65_536
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class JobUids:
 class Host:
     """Where things are on this host, and how much of it jobs may have.
 
-    ``parallel_jobs`` is how many run at once (``slots`` in the file, where null means one per CPU);
+    ``parallel_jobs`` is how many run at once (null in the file means one per CPU);
     each of them has two of the ids from ``first_id`` on.
     """
 
@@ -85,18 +85,20 @@ class Host:
         fields = value.fields(
             required=(
                 *("nsjail", "jobinit", "environments_file", "run_dir"),
-                *("first_id", "slots", "maxima", "mounts"),
+                *("first_id", "parallel_jobs", "maxima", "mounts"),
             ),
             others=True,
         )
-        slots = fields["slots"]
+        parallel = fields["parallel_jobs"]
         host = cls(
             nsjail=Path(fields["nsjail"].text()),
             jobinit=Path(fields["jobinit"].text()),
             environments_file=Path(fields["environments_file"].text()),
             run_dir=Path(fields["run_dir"].text()),
             first_id=_number(fields["first_id"], _MAX_ID),
-            parallel_jobs=_number(slots, _MAX_SLOTS) if slots.raw else len(os.sched_getaffinity(0)),
+            parallel_jobs=len(os.sched_getaffinity(0))
+            if parallel.raw is None
+            else _number(parallel, _MAX_PARALLEL_JOBS),
             maxima=parse_maxima(fields["maxima"]),
             mounts={name: _mount(entry) for name, entry in fields["mounts"].entries().items()},
             network=load_config(value.raw, path),

@@ -48,7 +48,7 @@ class Wishes:
     gateway: str
     gateway_ipv6: str
     slots: int | None
-    job_slots: int | None
+    parallel_jobs: int | None
     """How many jobs run at once; None: one per CPU."""
     declared: Mapping[str, Any] | None
     """As ``section.compose_section`` takes it; None: there is no range for jobs here."""
@@ -112,7 +112,7 @@ def decide(wishes: Wishes, seen: HostNetwork) -> Decision:
     declared = wishes.declared
     parent = _parent(wishes, seen)
     network = IPv4Network(declared["addresses"])
-    slots = wishes.slots or (wishes.job_slots or seen.cpus) + _SLOTS_BESIDES_JOBS
+    slots = wishes.slots or (wishes.parallel_jobs or seen.cpus) + _SLOTS_BESIDES_JOBS
     _refuse_other_addresses(wishes, seen, network)
     if slots > capacity(network):
         raise RefusalError(
