@@ -47,8 +47,8 @@ def test_every_running_job_has_two_uids_to_itself(tmp_path: Path) -> None:
 
 
 def test_parallel_jobs_default_to_the_cpus_and_may_come_from_a_command_line(tmp_path: Path) -> None:
-    assert load(tmp_path, slots=None).parallel_jobs == len(os.sched_getaffinity(0))
-    assert load(tmp_path, slots="3").parallel_jobs == 3
+    assert load(tmp_path, parallel_jobs=None).parallel_jobs == len(os.sched_getaffinity(0))
+    assert load(tmp_path, parallel_jobs="3").parallel_jobs == 3
 
 
 @pytest.mark.parametrize(
