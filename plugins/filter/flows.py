@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -57,25 +56,11 @@ def _job_ranges(
         raise model.FleetError(
             f"cellblock_job_range_prefix_length is {prefix_length!r}; write a number from 8 to 30"
         )
-    numbers = {slave: _range_number(slave, hostvars[slave]) for slave in slaves}
+    numbers = {
+        slave: plan.range_number(slave, hostvars[slave].get("cellblock_job_range_number"))
+        for slave in slaves
+    }
     return plan.deal_ranges(str(job_range), numbers, int(prefix_length))
-
-
-def _range_number(slave: str, variables: Mapping[str, Any]) -> int:
-    """Which part of the network for jobs is the slave's, from 1: as it is written, or the number at the end
-    of its name. So it does not depend on the other slaves.
-    """
-    number: Any = variables.get("cellblock_job_range_number")
-    if number is None:
-        found = re.search(r"[0-9]{1,6}$", slave)
-        number = int(found[0]) if found else None
-    if not _is_number(number, 1, 2**22):
-        shown = "ends in no number" if number is None else f"has the number {number!r}"
-        raise model.FleetError(
-            f"{slave}: its name {shown}, which would say which part of cellblock_job_range its jobs have;"
-            " set cellblock_job_range_number, from 1, or write cellblock_job_range as {slave: network}"
-        )
-    return int(number)
 
 
 def _is_number(value: Any, least: int, most: int) -> bool:
@@ -119,8 +104,8 @@ def fleet_model(
 
     ``job_range`` is one network, of which each slave has the part with its number
     (``cellblock_job_range_number``, or the number at the end of its name), of ``job_range_prefix_length``
-    (27);    or it says which of them has which range. ``job_ipv6_prefix`` is the one of all slaves, or says which of them has which. Hosts are those
-    that are in some group; one without ``cellblock_addresses`` has those that its ``ansible_host``
+    (27); or it says which of them has which range. ``job_ipv6_prefix`` is the one of all slaves, or says
+    which of them has which. Hosts are those that are in some group; one without ``cellblock_addresses`` has those that its ``ansible_host``
     or name resolves to.
     Where something is wrong, the dictionary has but one key: ``problem``, the sentence that says
     what. So a playbook can say it first of all; filters that take the dictionary refuse it.

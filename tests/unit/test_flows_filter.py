@@ -99,6 +99,9 @@ def test_a_range_for_jobs_is_that_of_the_slaves_number_or_given_to_each() -> Non
         "a", "b2", a={"cellblock_job_range_number": 1}, b2={"cellblock_job_range_number": 3}
     )
     assert ranges_of(named)["b2"] == "10.0.1.64/27"
+    # Of a full name it is the host's own part that counts.
+    full = slaves("slave2.example.com", "a", a={"cellblock_job_range_number": 8})
+    assert ranges_of(full)["slave2.example.com"] == "10.0.1.32/27"
     # Whoever comes or goes, in whatever order: the others stay.
     more = slaves("c1", "b2", "d3", "a", a={"cellblock_job_range_number": 8})
     assert {slave: ranges_of(more)[slave] for slave in dealt} == dealt

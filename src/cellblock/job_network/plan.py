@@ -6,6 +6,7 @@ about a slot (hardware address, IPv6 address, names of interfaces) follows from 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -117,6 +118,24 @@ def collapsed(networks: Iterable[Network]) -> list[Network]:
 
 
 # --- Ranges of slaves -----------------------------------------------------------------------------
+
+
+def range_number(slave: str, written: object) -> int:
+    """Which part of the network for jobs is the slave's, from 1: ``written`` by the operator, or, where
+    that is None, the number at the end of the host's short name (2 of ``slave2.example.com``). So it
+    does not depend on the other slaves. Raises :class:`PlanError`.
+    """
+    number = written
+    if number is None:
+        found = re.search(r"[0-9]{1,6}$", slave.partition(".")[0])
+        number = int(found[0]) if found else None
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 2**22:
+        shown = "ends in no number" if number is None else f"has the number {number!r}"
+        raise PlanError(
+            f"{slave}: its name {shown}, which would say which part of cellblock_job_range its jobs have;"
+            " set cellblock_job_range_number, from 1, or write cellblock_job_range as {slave: network}"
+        )
+    return number
 
 
 def deal_ranges(whole: str, numbers: Mapping[str, int], prefix_length: int) -> dict[str, str]:
