@@ -213,6 +213,20 @@ def test_an_interface_that_is_another_is_made_anew(host: Host, link: dict[str, A
     ]
 
 
+def test_what_it_was_before_is_known_before_it_is_changed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(provisioner: provision.Provisioner, *_: object) -> None:
+        if not provisioner._check:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(provision.Provisioner, "_set", end)
+    with pytest.raises(KeyboardInterrupt):
+        provide(host, decision(Manager.OWN, Mode.ROUTED))
+    monkeypatch.undo()
+    assert "# before us: 0\n" in host.files()["sysctl.d/90-cellblock-jobs.conf"]
+
+
 def test_routed_sets_forwarding_and_removal_sets_what_was_before(host: Host) -> None:
     done = provide(host, decision(Manager.OWN, Mode.ROUTED, ipv6=True))
     assert host.forwarding() == ("1", "1")

@@ -242,11 +242,38 @@ def test_no_more_records_wait_for_an_earlier_one_than_allowed(
     monkeypatch.setattr(batch, "MAX_UNSENT", 3)
     fake = FakeEngine()
     jobs: Any = [parse_job(job(name)) for name in ("slow", *["good"] * 9)]
-    outcomes = batch.run_all(fake, jobs, lambda: False)  # type: ignore[arg-type]
+    outcomes = batch.run_all(fake, jobs, lambda: False, 2)  # type: ignore[arg-type]
     next(outcomes)
     time.sleep(0.1)
     assert len(fake.calls) <= 4
     assert len(list(outcomes)) == 9
+
+
+def test_records_that_wait_for_an_earlier_one_hold_no_more_than_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch, "MAX_UNSENT_BYTES", len(b"out") * 3)
+    fake = FakeEngine()
+    jobs: Any = [parse_job(job(name)) for name in ("slow", *["good"] * 9)]
+    outcomes = batch.run_all(fake, jobs, lambda: False, 2)  # type: ignore[arg-type]
+    seen: list[int] = []
+    threading.Timer(0.1, lambda: seen.append(len(fake.calls))).start()
+    assert len(list(outcomes)) == 10
+    assert seen == [4]
+
+
+def test_jobs_side_by_side_count_as_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MAX_CONNECTIONS_PER_USER", 3)
+    monkeypatch.setattr(service, "MAX_CONNECTIONS", 5)
+    connections = service._Connections()
+    with connections.of(7), connections.more(7, 5) as granted:
+        assert granted == 2
+        with pytest.raises(ServiceUnavailableError), connections.of(7):
+            pass
+        with connections.of(0), connections.more(0, 5) as others:
+            assert others == 1
+    with connections.of(7), connections.of(7), connections.of(7), connections.more(7, 1) as none:
+        assert none == 0
 
 
 def test_environments(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,10 +281,13 @@ def test_environments(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out.split() == ["base", "a", "shell"]
 
 
-def test_a_lost_client_ends_its_job(engine: FakeEngine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [b"", b"\n"], ids=["", "that sent a byte too many"])
+def test_a_lost_client_ends_its_job(engine: FakeEngine, tmp_path: Path, more: bytes) -> None:
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(str(tmp_path / "socket"))
     connection.sendall(request("run", job("wait"), job("wait")))
+    time.sleep(0.1)
+    connection.sendall(more)
     assert not engine.ended.wait(0.2)
     connection.close()
     assert engine.ended.wait(5)

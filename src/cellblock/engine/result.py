@@ -256,6 +256,12 @@ class JobResult:
     queue_time_ms: float = 0.0
 
     @property
+    def data_bytes(self) -> int:
+        """How much of outputs and collected files the record holds."""
+        outputs = sum(len(s.stdout.data) + len(s.stderr.data) for s in self.stages)
+        return outputs + sum(len(file.data) for file in self.files)
+
+    @property
     def verdict(self) -> Verdict:
         """The first verdict that is not ``ok`` (or skipped), else ``ok``."""
         for stage in self.stages:

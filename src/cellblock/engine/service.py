@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import grp
 import json
 import logging
@@ -80,9 +81,12 @@ def reconfigure_on_hangup(engine: Engine, load: Callable[[], Host]) -> None:
     """From now on SIGHUP (``systemctl reload``) has ``engine`` take over its configuration as ``load`` finds it
     then; where that takes a restart, or is wrong, the journal says so, and all stays as it is."""
 
+    one_at_a_time = threading.Lock()
+
     def reconfigure() -> None:
         try:
-            is_done = engine.reconfigure(load())
+            with one_at_a_time:  # so that who read the newest file comes last
+                is_done = engine.reconfigure(load())
         except HostSetupError as problem:
             _log.error("not reconfigured: %s", problem)
             return
@@ -130,6 +134,21 @@ class _Connections:
             with self._lock:
                 self._of[uid] -= 1
 
+    @contextlib.contextmanager
+    def more(self, uid: int, wanted: int) -> Iterator[int]:
+        """Counts up to ``wanted`` more of ``uid``, as many as there is room for: jobs side by side of
+        one request weigh what they would on connections of their own."""
+        with self._lock:
+            allowed = MAX_CONNECTIONS if uid == 0 else MAX_CONNECTIONS_PER_USER
+            room = min(allowed - self._of[uid], MAX_CONNECTIONS - self._of.total())
+            granted = max(0, min(wanted, room))
+            self._of[uid] += granted
+        try:
+            yield granted
+        finally:
+            with self._lock:
+                self._of[uid] -= granted
+
 
 def _answer(engine: Engine, connection: socket.socket, connections: _Connections) -> None:
     with connection:
@@ -140,7 +159,12 @@ def _answer(engine: Engine, connection: socket.socket, connections: _Connections
                     _hold_slot(engine, connection, request.get("slot"), uid)
                     return
                 with contextlib.closing(
-                    _answers(engine, request, lambda: _is_gone(connection))
+                    _answers(
+                        engine,
+                        request,
+                        lambda: _is_gone(connection),
+                        functools.partial(connections.more, uid),
+                    )
                 ) as answers:
                     for answer in answers:
                         _send(connection, answer)
@@ -160,37 +184,50 @@ def _answer(engine: Engine, connection: socket.socket, connections: _Connections
 
 
 def _answers(
-    engine: Engine, request: dict[str, Any], cancelled: Callable[[], bool]
+    engine: Engine,
+    request: dict[str, Any],
+    cancelled: Callable[[], bool],
+    more: Callable[[int], contextlib.AbstractContextManager[int]],
 ) -> Generator[dict[str, Any], None, None]:
-    """The lines of the answer to ``request``."""
+    """The lines of the answer to ``request``; ``more`` grants threads besides this one."""
     op = request.get("op")
     if op == "environments":
         environments = engine.host.environments()
         yield {"result": {name: env.description for name, env in environments.items()}}
     elif op in ("check", "run"):
-        jobs: list[CheckedJob] = []
-        for value in Value(request.get("jobs"), "jobs", InvalidJobError).list():
-            if cancelled():
-                raise Cancelled
-            try:
-                jobs.append(engine.check(parse_job(value.raw)))
-            except CellblockError as problem:
-                yield {"error": problem.as_dict(), "refused": len(jobs)}
-                return
+        # It may be large, and nobody needs it while the jobs run.
+        jobs = _checked(engine, request.pop("jobs", None), cancelled)
+        if isinstance(jobs, dict):
+            yield jobs
+            return
         if op == "check":
             yield {"result": {}}
             return
-        # It may be large, and nobody needs it while the jobs run.
-        request.clear()
-        for number, outcome in enumerate(run_all(engine, jobs, cancelled)):
-            if isinstance(outcome, CellblockError):
-                yield {"job": number, "error": outcome.as_dict()}
-            else:
-                yield {"job": number, "result": outcome.as_dict()}
+        with more(min(len(jobs), engine.host.parallel_jobs) - 1) as granted:
+            for number, outcome in enumerate(run_all(engine, jobs, cancelled, 1 + granted)):
+                if isinstance(outcome, CellblockError):
+                    yield {"job": number, "error": outcome.as_dict()}
+                else:
+                    yield {"job": number, "result": outcome.as_dict()}
     else:
         raise ServiceUnavailableError(
             "service", f"does not know the operation {op!r}", "use a client of the same version"
         )
+
+
+def _checked(
+    engine: Engine, jobs: Any, cancelled: Callable[[], bool]
+) -> list[CheckedJob] | dict[str, Any]:
+    """All of ``jobs`` as they will run, or the line that says which of them is refused and why."""
+    checked: list[CheckedJob] = []
+    for value in Value(jobs, "jobs", InvalidJobError).list():
+        if cancelled():
+            raise Cancelled
+        try:
+            checked.append(engine.check(parse_job(value.raw)))
+        except CellblockError as problem:
+            return {"error": problem.as_dict(), "refused": len(checked)}
+    return checked
 
 
 class _NotRead(Exception):
@@ -308,12 +345,6 @@ def _receive(connection: socket.socket) -> dict[str, Any]:
 
 def _is_gone(connection: socket.socket) -> bool:
     poller = select.poll()  # select(2) knows descriptors below 1024 only
-    poller.register(connection, select.POLLIN)
-    if not poller.poll(0):
-        return False
-    try:
-        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except ConnectionError:
-        return True
+    # Not by what is left to read: a byte too many would hide the end behind it.
+    poller.register(connection, select.POLLRDHUP)
+    return bool(poller.poll(0))

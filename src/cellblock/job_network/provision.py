@@ -261,6 +261,7 @@ class Provisioner:
         lines = [
             "# Jobs' traffic is routed by this host (role job_network); what else may pass, its rules say."
         ]
+        to_turn_on = []
         for version, (label, path, name) in _FORWARDING.items():
             found = re.search(rf"(?m)^# {label}: (.+)$", text)
             before = found[1].strip() if found else None
@@ -268,7 +269,7 @@ class Provisioner:
                 now = (self._proc_sys / path).read_text().strip()
                 lines += [f"# {label}: {before or now}", f"{name} = 1"]
                 if now != "1":
-                    self._set(path, name, "1")
+                    to_turn_on.append((path, name))
             elif before is not None:
                 self._set(path, name, before)
         if versions:
@@ -277,6 +278,9 @@ class Provisioner:
             self._note(self._sysctl, text, "")
             if not self._check:
                 self._sysctl.unlink()
+        # After it is written down what it was: an end in between must not make it ours for ever.
+        for path, name in to_turn_on:
+            self._set(path, name, "1")
 
     def _set(self, path: str, name: str, value: str) -> None:
         self.changes.done.append(f"{name} is set to {value}")
