@@ -86,8 +86,11 @@ def slot(
         yield taken
 
 
-def reach(namespace: int, address: str, port: int, *, timeout_s: float = 0.5) -> str:
-    """``hello`` where the server answered, else what went wrong."""
+def reach(namespace: int, address: str, port: int, *, timeout_s: float = 1.3) -> str:
+    """``hello`` where the server answered, else what went wrong.
+
+    The kernel asks a second time after 1 s: a busy machine may miss the first.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with inside(namespace), socket.socket(family) as connection:
         connection.settimeout(timeout_s)
