@@ -105,7 +105,13 @@ def test_a_silent_service_is_open_all_the_same(tcp_server: Callable[[bytes], int
 
 def test_a_closed_port_refuses() -> None:
     for protocol, kind in (("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM)):
-        result = one({"address": "127.0.0.1", "protocol": protocol, "port": free_port(kind)})
+        with socket.socket(socket.AF_INET, kind) as sock:
+            # Held, so that no other test on this machine gets it: TCP without listening, UDP for one peer.
+            sock.bind(("127.0.0.1", 0))
+            if protocol == "udp":
+                sock.connect(("127.0.0.1", 9))
+            target = {"address": "127.0.0.1", "protocol": protocol, "port": sock.getsockname()[1]}
+            result = one(target)
         assert result["outcome"] == "refused", protocol
     assert result["evidence"].startswith("ICMP port unreachable from 127.0.0.1 in ")
 
@@ -115,12 +121,13 @@ def test_a_datagram_is_sent_twice_and_silence_is_filtered() -> None:
         sock.bind(("127.0.0.1", 0))
         target = {"address": "127.0.0.1", "protocol": "udp", "port": sock.getsockname()[1]}
         result = one(target, 200)
-        first, second = sock.recv(100), sock.recv(100)
         sock.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            sock.recv(100)
-    assert first == second
-    assert prober.digest(first) == result["payload"]
+        received = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                received.append(prober.digest(sock.recv(100)))
+    # Other tests on this machine may have meant somebody else at this port.
+    assert received.count(result["payload"]) == 2
     assert (result["outcome"], result["evidence"]) == ("filtered", "no answer in 200 ms")
 
 
