@@ -8,7 +8,16 @@ import sys
 import time
 
 given = json.loads(sys.argv[1])
-s = socket.create_server(("0.0.0.0", given["port"]))
+until = time.monotonic() + 5
+while True:
+    try:
+        s = socket.create_server(("0.0.0.0", given["port"]))
+        break
+    except OSError:
+        # The one before may still be busy with whom it serves.
+        if time.monotonic() > until:
+            raise
+        time.sleep(0.1)
 s.settimeout(0.2)
 with open(given["ready"], "w"):
     pass
