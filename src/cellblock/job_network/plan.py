@@ -81,6 +81,11 @@ def capacity(network: IPv4Network) -> int:
     return network.num_addresses - 1
 
 
+def slot_address(network: IPv4Network, slot: int) -> IPv4Address:
+    """The address of slot number ``slot``, from 0, of a slave with this range."""
+    return network[slot]
+
+
 def mac_address(address: IPv4Address, prefix: str = MAC_PREFIX) -> str:
     """The hardware address of the slot with this address: unique wherever the address is."""
     return ":".join([prefix, *(f"{byte:02x}" for byte in address.packed[1:])])

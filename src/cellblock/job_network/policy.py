@@ -1,4 +1,8 @@
-"""What a policy is: its name, and the rules of what a job under it may open connections to."""
+"""What a policy is: its name, and the rules of what a job under it may open connections to.
+
+What ``cache`` and ``internet`` reach is declared in the inventory (``cellblock_job_flows`` of flows.yml), and
+comes here as data.
+"""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ from .plan import (
     ipv6_address,
     ipv6_network,
     mac_address,
+    slot_address,
 )
 from .policy import HOST_NAME, HOST_POLICIES, PROTOCOLS, EgressRule, EgressRules, NetworkPolicy
 
@@ -81,7 +82,7 @@ class NetworkConfig:
         return replace(self, denied=other.denied) == other
 
     def address(self, slot: int) -> IPv4Address:
-        return self.addresses[slot]
+        return slot_address(self.addresses, slot)
 
     def ipv6_address(self, slot: int) -> IPv6Address | None:
         return None if self.ipv6 is None else ipv6_address(self.ipv6.prefix, self.address(slot))
