@@ -77,10 +77,10 @@ lint-ansible:
 	@$(STEP) ansible-doc scripts/check-ansible-docs
 	@$(STEP) ansible-lint ansible-lint -q
 
-# They wait more than they compute.
+# They wait more than they compute; with more at a time, the kernel is late with links and addresses.
 .PHONY: unit
 unit: ## Run the unit tests
-	@$(STEP) "unit tests" python -m pytest -p no:testinfra -n 4
+	@$(STEP) "unit tests" python -m pytest -p no:testinfra -n 2
 
 .PHONY: mutation
 mutation: setup ## See whether each rule that isolates is missed when it is weakened

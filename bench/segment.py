@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Network
 from typing import Any
@@ -59,6 +60,14 @@ class Segment:
         for address in (INTERNET, OTHER_INTERNET, METADATA):
             self.ip(self.gateway, f"address add {address}/32 dev lo")
         self.ip(self.gateway, f"address add {INTERNET_IPV6}/128 dev lo")
+        for namespace in (self._wire, self.slave, self.cache, self.database, self.gateway):
+            self._await_carrier(namespace)
+
+    def _await_carrier(self, namespace: int) -> None:
+        """A busy kernel takes its time to notice that a link has one, and before there is no IPv6."""
+        end = time.monotonic() + 20
+        while "DOWN" in self.ip(namespace, "-br link show up") and time.monotonic() < end:
+            time.sleep(0.05)
 
     def _host(self, name: str, address: str, interface: str = "eth0") -> int:
         namespace = new_namespace()

@@ -649,6 +649,9 @@ def test_policies_over_ipv6(
 ) -> None:
     for target in TARGETS_IPV6.values():
         if target[0] != lab.ipv6(lab.SLAVE):
+            end = time.monotonic() + 20
+            while reach(segment.cache, *target) != "hello" and time.monotonic() < end:
+                time.sleep(0.1)
             assert reach(segment.cache, *target) == "hello", target
     pool = make_pool(ipv6=True)
     with slot(pool, policy, *allow) as taken:
