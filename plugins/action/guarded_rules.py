@@ -16,10 +16,12 @@ Where no connection gets through, the host rolls back by itself; this waits for 
 from __future__ import annotations
 
 import base64
+import multiprocessing
+import os
 import secrets
 import time
 import zlib
-from typing import Any
+from typing import Any, TypeGuard
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
@@ -40,6 +42,8 @@ MODULE = "cellblock.fleet._guarded_rules"
 # How long after the rollback the host may take to answer.
 GRACE_S = 20.0
 PAUSE_S = 0.5
+# The longest that a host may put off the loading, whatever it says.
+LOAD_AFTER_S = 5.0
 
 display = Display()
 
@@ -117,22 +121,25 @@ class ActionModule(ActionBase):
         else:
             if applied.get("failed"):
                 return {**plan, **applied, "changed": False}
-            connections.append(applied["connection"])
-            time.sleep(applied["load_after_s"] + 0.2)
+            connections.append(str(applied.get("connection", "")))
+            time.sleep(put_off(applied.get("load_after_s")) + 0.2)
 
         while time.monotonic() - started < rollback_after:
             seen = self._ask_anew("look", token=token)
-            if seen is None or seen.get("failed"):
+            if not is_look(seen):
                 time.sleep(PAUSE_S)
                 continue
             if seen["rolled_back"] or seen["phase"] == "none":
                 break
             if seen["phase"] == "failed":
-                return {**plan, "changed": False, "failed": True, "msg": seen["error"]}
+                return {**plan, "changed": False, "failed": True, "msg": str(seen.get("error"))}
             if seen["phase"] == "waiting":
                 time.sleep(PAUSE_S)
                 continue
             connections.append(seen["connection"])
+            if not controller_lives():
+                # Nobody is there who could undo what these rules do; the host goes back by itself.
+                return {**plan, "changed": False, "failed": True, "msg": "Ansible was killed."}
             confirmed = self._ask_anew(
                 "confirm",
                 token=token,
@@ -142,7 +149,8 @@ class ActionModule(ActionBase):
                 took = round(time.monotonic() - started, 1)
                 return {**plan, "confirmed_after_s": took}
             if confirmed is not None:
-                return self._not_confirmed(plan, token, started, rollback_after, confirmed["msg"])
+                why = str(confirmed.get("msg", "The confirmation failed."))
+                return self._not_confirmed(plan, token, started, rollback_after, why)
             time.sleep(PAUSE_S)
         return self._not_confirmed(plan, token, started, rollback_after, "")
 
@@ -162,7 +170,7 @@ class ActionModule(ActionBase):
             if left > 0:
                 time.sleep(left)
             seen = self._ask_anew("look", token=token)
-            if seen is not None and not seen.get("failed"):
+            if is_look(seen):
                 if seen["phase"] == "none" and not seen["rolled_back"]:
                     return {
                         **failed,
@@ -181,6 +189,7 @@ class ActionModule(ActionBase):
         back = {
             "none": "has no rules again, as before",
             "loaded": "is back on its earlier rules",
+            "failed": "has no rules, because the earlier ones failed",
         }.get(
             seen["state"], "admits only ssh from the controllers, because the earlier rules failed"
         )
@@ -191,6 +200,30 @@ class ActionModule(ActionBase):
             "msg": f"{why} {host} answers and {back}, {took:.0f} s after the attempt; "
             "let the new rules admit ssh from the controller and run again.",
         }
+
+
+def controller_lives() -> bool:
+    """Whether the ansible-playbook is there that this worker process belongs to. When it is killed, its workers
+    go on, and would confirm what nobody waits for."""
+    controller = multiprocessing.parent_process()
+    return controller is None or os.getppid() == controller.pid
+
+
+def put_off(answer: object) -> float:
+    """The seconds after which a host says that it loads the rules, within reason."""
+    if isinstance(answer, int | float) and 0 <= answer <= LOAD_AFTER_S:
+        return float(answer)
+    return LOAD_AFTER_S
+
+
+def is_look(answer: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+    """Whether a host answered `look`, and in the shape that it has: it may be in anybody's hands."""
+    return (
+        answer is not None
+        and not answer.get("failed")
+        and all(isinstance(answer.get(name), str) for name in ("phase", "state", "connection"))
+        and isinstance(answer.get("rolled_back"), bool)
+    )
 
 
 def host_arguments(options: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,9 @@ import hashlib  # noqa: E402
 import ipaddress  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
+import re  # noqa: E402
 import shutil  # noqa: E402
+import stat  # noqa: E402
 import tempfile  # noqa: E402
 import zlib  # noqa: E402
 from typing import Any  # noqa: E402
@@ -105,6 +107,16 @@ def check_controllers(controllers: list[str], connection: str) -> None:
         )
 
 
+def addresses_in(rules: str) -> set[Any]:
+    """Those that the rules name, comments left out."""
+    found = set()
+    for line in rules.splitlines():
+        for word in re.findall(r"[0-9A-Fa-f:.]+", re.sub(r'"[^"]*"', "", line).partition("#")[0]):
+            with contextlib.suppress(ValueError):
+                found.add(ipaddress.ip_address(word))
+    return found
+
+
 def read(path: str) -> bytes | None:
     try:
         with open(path, "rb") as file:
@@ -126,8 +138,17 @@ def shown(file: dict[str, str], content: bytes | None) -> str:
     return content.decode(errors="backslashreplace")
 
 
-def mode_of(path: str) -> str:
-    return f"0{os.stat(path).st_mode & 0o7777:03o}"
+def is_as_installed(path: str, mode: str) -> bool:
+    """A file of root's own, no link, that nobody else can write to."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    return (
+        stat.S_ISREG(found.st_mode)
+        and found.st_uid == found.st_gid == 0
+        and f"0{found.st_mode & 0o7777:03o}" == mode
+    )
 
 
 class Host:
@@ -181,7 +202,7 @@ class Host:
             path = file["path"]
             before = read(path)
             content = content_of(file)
-            if before == content and mode_of(path) == file["mode"]:
+            if before == content and is_as_installed(path, file["mode"]):
                 continue
             wrong.append(file)
             self.reasons.append(f"{path} {'is absent' if before is None else 'differs'}")
@@ -246,10 +267,11 @@ class Host:
             routes = json.loads(out or "[]") if code == 0 else []
         except ValueError:
             routes = []
+        named = addresses_in(rules)
         for route in routes:
             for hop in route.get("nexthops") or [route]:
                 router = hop.get("gateway")
-                if router and router not in rules:
+                if router and ipaddress.ip_address(router) not in named:
                     raise HostError(
                         f"This host has its IPv6 default route from the router {router}, whose "
                         "advertisements the new rules drop, so that it would expire; let them admit "

@@ -39,6 +39,18 @@ _TABLE: tuple[tuple[str, str, str, str, str], ...] = (
         "a limit of how much, not of whom; limits are proven in tests/unit/test_slots.py",
     ),
     (
+        *(_SLOT, "outgoing", _ALL, "tcp flags & rst == rst counter name sent accept"),
+        "what is used up does not hold back an ending; tests/unit/test_slots.py proves it",
+    ),
+    (
+        *("firewall of .*", "connections", _ALL, _ALL),
+        "a limit of how much, not of whom; molecule/fleet/tests/job_networks/test_shares.py proves it",
+    ),
+    (
+        *("firewall of .*", "input", "removed", "ct state new jump connections"),
+        "only counts; molecule/fleet/tests/job_networks/test_shares.py proves it",
+    ),
+    (
         *("slot, policy allow", "allowed", "removed", "ip daddr @denied return"),
         "the one address of this list is none of those; the layer with all of 0.0.0.0/0 proves the rule",
     ),

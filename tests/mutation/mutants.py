@@ -32,7 +32,7 @@ _MATCHES = (
 )
 _BITS = re.compile(r"((?:ether saddr \. )?@th,\d+,\d+) \{ ([^}]*) \} ")
 """Bits of a packet that nft has no word for, among the elements of a set without a name."""
-_WIDER = re.compile(r"\bip6? [sd]addr (?:!= )?(?:\{ )?([0-9a-f.:]+(?:/\d+)?) ")
+_WIDER = re.compile(r"\bip6? [sd]addr (?:!= )?(?:\{ )?([0-9a-f:][0-9a-f.:]*(?:/\d+)?) ")
 _PROTOCOLS = re.compile(r"\bmeta l4proto \{([^}]*,[^}]*)\}")
 _PORT = re.compile(r"\b(tcp|udp|th) ([sd]port) (\{[^}]*\}|\d+) ")
 _TYPES = re.compile(r"\b(icmp|icmpv6) type (?:\{ ([^}]*) \}|([\w-]+)) ")
@@ -178,7 +178,7 @@ def _elements(line: str, strangers: Sequence[str], interval: bool) -> Iterator[t
 
 def _without_ipv6(text: str) -> str:
     """Neither a rule nor a set for IPv6 is left."""
-    text = re.sub(r"[\t ]+set (?:\w+6|ipv6_\w+) \{[^}]*\{[^}]*\}\s*\}\n", "", text)
+    text = re.sub(r"[\t ]+set (?:\w+6|ipv6_\w+) \{[^{}]*(?:\{[^}]*\}\s*)?\}\n", "", text)
     return "\n".join(
         line
         for line in text.split("\n")

@@ -41,6 +41,9 @@ def rendered(networks: list[str] | None) -> str:
         "firewall_ipv6_routers": [],
         "firewall_dhcp_client": False,
         "firewall_reverse_path": "off",
+        "firewall_connections_per_address": 512,
+        "firewall_connections_per_job": 128,
+        "firewall_connections_of_jobs": 4096,
     }
     templar = Templar(loader=DataLoader(), variables=variables)
     text = templar.template(trust_as_template(TEMPLATE.read_text()))

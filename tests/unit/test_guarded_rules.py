@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cellblock.guarded_rules import command, watch
+from cellblock.guarded_rules import command, records, trial
 from cellblock.guarded_rules import host as host_module
 from cellblock.guarded_rules.compare import compare, parse_listing
 from cellblock.guarded_rules.instance import Instance, RulesError, Status
@@ -289,6 +289,7 @@ class Host:
         self.broken: set[str] = set()
         self.events: list[dict[str, Any]] = []
         self.generation = 0
+        self.has_namespaces = True
         # What somebody else does to the table right after it was loaded.
         self.after_load: str | None = None
         self.rules = GuardedTable(instance, root)
@@ -296,7 +297,7 @@ class Host:
         (root / "etc/cellblock").mkdir(parents=True)
         monkeypatch.setattr(host_module, "run", self.run)
         monkeypatch.setattr(host_module, "find_program", lambda name, package: name)
-        monkeypatch.setattr(watch, "generation", lambda: Generation(self.generation, ""))
+        monkeypatch.setattr(trial, "generation", lambda: Generation(self.generation, ""))
         monkeypatch.setattr(journal, "send", lambda message, **fields: self.events.append(fields))
 
     def run(self, command: list[str], stdin: str = "", timeout_s: float = 30) -> Any:
@@ -313,6 +314,8 @@ class Host:
                 if self.after_load:
                     self.table = self.after_load
                     self.generation += 1
+        elif command[0] == "unshare" and not self.has_namespaces:
+            code, err = 1, "unshare: Operation not permitted"
         elif command[:2] == ["unshare", "-n"] and len(command) > 3:
             out = f"{' '.join(command[-3:])}\n--\n{text}"
         elif command[:2] == ["nft", "-j"]:
@@ -573,6 +576,40 @@ def test_nobody_else_can_hold_the_lock(tmp_path: Path) -> None:
         assert (records.run / "lock").stat().st_mode & 0o777 == 0o600
 
 
+def test_the_lock_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "LOCK_S", 0.1)
+    with (
+        Records(FIREWALL, tmp_path).lock(),
+        pytest.raises(RulesError, match="fuser") as busy,
+        Records(FIREWALL, tmp_path).lock(),
+    ):
+        pass
+    assert busy.value.status == Status.BUSY
+    with Records(FIREWALL, tmp_path).lock():
+        pass
+
+
+def test_what_somebody_adds_to_restored_rules_is_not_taken_for_ours(pretty: Host) -> None:
+    """The guard cannot make a namespace to list its rules in, so it lists the table itself."""
+    pretty.records.set_confirmed(PRETTY, {"controllers": [], "ssh_port": 22})
+    pretty.table = None
+    (pretty.records.run / "loaded.json").unlink()
+    pretty.has_namespaces = False
+    pretty.after_load = WITH_MORE
+    guard = Guard(pretty.rules)
+    guard.look()
+    pretty.after_load = None
+    assert pretty.table == WITH_MORE
+    guard.look()
+    assert pretty.table == PRETTY
+    # The control: with nobody else there, what is listed is ours, and is not loaded again.
+    loads = pretty.loads()
+    guard.look()
+    assert pretty.loads() == loads
+
+
 def test_a_rollback_that_fails_is_tried_again(host: Host) -> None:
     host.start()
     [timer] = [command for command in host.commands if command[0] == "systemd-run"]
@@ -662,3 +699,23 @@ def test_rules_of_jobs_without_their_interface_give_no_minimal_set(
     mac.write_text("02:00:00:00:00:01\n")
     Guard(host.rules).look()
     assert host.table is not None
+
+
+def test_rules_on_trial_go_though_the_earlier_ones_do_not_load(jobs: tuple[Host, Path]) -> None:
+    host, _ = jobs
+    host.start(JOBS)
+    host.rules.confirm(TOKEN)
+    other = JOBS.replace("priority 0", "priority 1")
+    host.start(other, "f" * 16)
+    host.broken.add(JOBS.replace("@mac:eth0@", "02:00:00:00:00:01"))
+    assert "did not load" in host.rules.rollback("f" * 16)
+    assert host.table is None
+    assert host.state() == "none"
+    assert host.records.pending() is None
+    assert host.names()[-2:] == ["firewall_fallback", "firewall_rolled_back"]
+    # The guard goes on trying.
+    with pytest.raises(RulesError):
+        Guard(host.rules).look()
+    host.broken.clear()
+    Guard(host.rules).look()
+    assert host.state() == "loaded"

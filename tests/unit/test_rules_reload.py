@@ -120,6 +120,9 @@ def firewall(segment: lab.Segment) -> str:
         firewall_ipv6_routers=[],
         firewall_dhcp_client=False,
         firewall_reverse_path="off",
+        firewall_connections_per_address=512,
+        firewall_connections_per_job=128,
+        firewall_connections_of_jobs=4096,
     )
 
 

@@ -920,3 +920,68 @@ def test_no_other_change_is_taken_over(segment: lab.Segment) -> None:
     changes: Any = ({"slots": 3}, {"resolvers": ()}, {"policies": {}}, {"names": {"a": ()}})
     for change in changes:
         assert not config.is_same_but_for_denied(replace(config, **change))
+
+
+@pytest.mark.parametrize(
+    ("mode", "ipv6"), [("macvlan", False), ("macvlan", True), ("routed", False)]
+)
+def test_connections_end_with_the_slot(
+    make_pool: MakePool, segment: lab.Segment, mode: str, ipv6: bool
+) -> None:
+    """Whatever the stage has left to send, and however it ended its side: the server knows at once, and so the
+    address's next user finds nothing of it."""
+    begun: list[int] = []
+    ends: list[str] = []
+    all_begun, all_ended = threading.Event(), threading.Event()
+
+    def fill(connection: socket.socket) -> None:
+        begun.append(1)
+        number = len(begun)
+        end = "closed"
+        all_begun.wait(10)
+        try:
+            connection.settimeout(10)
+            connection.sendall(b"x" * (1 << 20) if number % 2 else b"x")
+            while connection.recv(1 << 16):
+                pass
+        except OSError as problem:
+            end = type(problem).__name__
+        ends.append(end)
+        if len(ends) == 12:
+            all_ended.set()
+
+    address = lab.ipv6(lab.CACHE) if ipv6 else lab.CACHE
+    policy = {
+        "services": [
+            {"to": [f"{address}/{128 if ipv6 else 32}"], "protocol": "tcp", "ports": [3143]}
+        ]
+    }
+    changes = {"addresses": "10.77.0.0/28"} if mode == "routed" else {}
+    if mode == "routed":
+        with inside(segment.slave):
+            Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        segment.ip(segment.cache, f"route replace 10.77.0.0/28 via {lab.SLAVE}")
+    pool = make_pool(
+        mode=mode, policies={"cache": policy, "internet": policy}, **changes, ipv6=ipv6
+    )
+    limits = StageConstraints(network_bytes=Bytes(120_000), network_bytes_per_second=Bytes(2**30))
+    with lab.serving(segment.cache, 3143, fill):
+        opened = []
+        with slot(pool, "cache", limits=limits) as taken, inside(taken.namespace):
+            for _ in range(12):
+                connection = socket.create_connection((address, 3143), 5)
+                opened.append(connection)
+            all_begun.set()
+            # The control: the quota is used up, so that nothing but an ending gets out.
+            end = time.monotonic() + 5
+            while not taken.traffic().over_bytes and time.monotonic() < end:
+                opened[0].send(b"y" * 1000)
+                time.sleep(0.01)
+            assert taken.traffic().over_bytes
+            assert not ends
+            for connection in opened[:6]:
+                connection.close()
+        all_ended.wait(2)
+        assert ends == ["ConnectionResetError"] * 12
+        for connection in opened:
+            connection.close()

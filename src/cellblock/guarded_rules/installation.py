@@ -35,6 +35,10 @@ sys.exit(main({instance!r}, sys.argv[1:]))
 _SHEBANG = b"#!/usr/bin/python3 -I\n"
 
 
+# How long a guard may say nothing (it says so every `watch.ALIVE_S`) before systemd makes it anew.
+WATCHDOG_S = 1
+
+
 class Units(NamedTuple):
     """How an instance is started."""
 
@@ -147,8 +151,12 @@ StartLimitIntervalSec=0
 Type=notify
 ExecStart={instance.command} guard --foreign-rules={units.foreign_rules}
 Restart=always
-RestartSec=200ms
-WatchdogSec=60s
+RestartSec=20ms
+# One that was stopped (SIGSTOP) is missed as soon as one that was killed.
+WatchdogSec={WATCHDOG_S}s
+WatchdogSignal=SIGKILL
+# However busy the host is: a look takes some 0.05 s of a processor.
+CPUWeight=10000
 MemoryMax=64M
 TasksMax=16
 RuntimeDirectory={instance.name}

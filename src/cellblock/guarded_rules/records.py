@@ -8,12 +8,16 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import IO, Any, TypedDict, cast
 
 from . import host
-from .instance import ROOT, Instance
+from .instance import ROOT, Instance, RulesError, Status
+
+LOCK_S = 60.0
+"""How long somebody else may change the rules: longer than all of nft's own time limits in one change."""
 
 
 class Lifeline(TypedDict):
@@ -81,8 +85,22 @@ class Records:
         descriptor = os.open(self.run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with open(descriptor, "a", encoding="ascii") as file:
             os.fchmod(descriptor, 0o600)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            self._wait_for(file)
             yield
+
+    def _wait_for(self, file: IO[str]) -> None:
+        end = time.monotonic() + LOCK_S
+        while True:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise RulesError(
+                        Status.BUSY,
+                        f"Another process has held {self.run / 'lock'} for {LOCK_S:g} s; see which with "
+                        f"'fuser {self.run / 'lock'}', and end it.",
+                    ) from None
+            time.sleep(0.02)
 
     # --- The confirmed rules
 

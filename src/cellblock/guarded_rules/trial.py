@@ -10,11 +10,15 @@ import sys
 from pathlib import Path
 
 from ..linux import journal
+from ..linux.nft_monitor import generation
 from . import host
 from .compare import compare
 from .instance import ROOT, Instance, RulesError, Status
 from .records import Lifeline, Pending, Records, digest
 from .table import Table
+
+# How often rules are loaded anew whose listing somebody else's change got into.
+_ATTEMPTS = 3
 
 
 class GuardedTable:
@@ -136,7 +140,19 @@ class GuardedTable:
                     Status.NOT_PENDING,
                     "No rules wait for confirmation; there is nothing to roll back.",
                 )
-            state = self.restore_confirmed()
+            try:
+                state = self.restore_confirmed()
+            except RulesError as failure:
+                # What nobody confirmed goes in any case. The guard tries the earlier rules again and again.
+                self.table.delete()
+                self.records.forget_loaded()
+                state = "failed"
+                self.report(
+                    "firewall_fallback",
+                    f"The earlier rules did not load, and the new ones are removed. {failure}",
+                    priority=journal.CRITICAL,
+                    reason=str(failure),
+                )
             self.records.set_rolled_back({"token": pending["token"], "state": state})
             self.records.forget_pending()
             if token is None:
@@ -145,6 +161,7 @@ class GuardedTable:
             "none": "there were none before, so the table is removed",
             "loaded": "the earlier rules are back",
             "fallback": "the earlier rules did not load, only ssh from the controllers is admitted",
+            "failed": "the earlier rules did not load, so there is no table until they do",
         }[state]
         self.report(
             "firewall_rolled_back",
@@ -193,11 +210,11 @@ class GuardedTable:
             return "none"
         try:
             self.table.check_text(text)
-            self.table.load(text)
+            listing = self._load(text)
         except RulesError as failure:
             self.load_minimal(str(failure))
             return "fallback"
-        self.record_loaded(text, self._listing_of(text), "loaded")
+        self.record_loaded(text, listing, "loaded")
         return "loaded"
 
     def load_minimal(self, reason: str) -> None:
@@ -205,8 +222,7 @@ class GuardedTable:
         if not self.instance.minimal:
             raise RulesError(Status.FAILED, reason)
         text = minimal_rules(self.table.name_of(""), self.records.lifeline())
-        self.table.load(text)
-        self.record_loaded(text, self._listing_of(text), "fallback")
+        self.record_loaded(text, self._load(text), "fallback")
         self.report(
             "firewall_fallback",
             f"The confirmed rules did not load; only ssh from the controllers is admitted. {reason}",
@@ -214,13 +230,27 @@ class GuardedTable:
             reason=reason,
         )
 
-    def _listing_of(self, text: str) -> str:
-        """As the rules are listed; where no namespace can be made (the guard has no right to), as the
-        table just loaded is."""
+    def _load(self, text: str) -> str:
+        """Loads rules; returns how they are listed.
+
+        Where no namespace can be made to list them in (the guard has no right to), that is how the table is
+        listed that was just loaded, if nobody else changed anything meanwhile. If somebody always does, it is the
+        text itself, which no listing is equal to: the guard's next look loads them once more.
+        """
         try:
-            return self.table.scratch_listing(text)
+            listing = self.table.scratch_listing(text)
         except RulesError:
-            return self.table.listing(self.table.name_of(text)) or ""
+            pass
+        else:
+            self.table.load(text)
+            return listing
+        for _ in range(_ATTEMPTS):
+            before = transaction()
+            self.table.load(text)
+            live = self.table.listing(self.table.name_of(text))
+            if live is not None and before is not None and transaction() == before + 1:
+                return live
+        return self.table.expanded(text)
 
     def record_loaded(self, text: str, listing: str, state: str) -> None:
         self.records.set_loaded(
@@ -249,6 +279,14 @@ class GuardedTable:
         journal.send(
             message, identifier=self.instance.name, priority=priority, event=event, **fields
         )
+
+
+def transaction() -> int | None:
+    """The number of the kernel's last transaction; None where it does not say."""
+    try:
+        return generation().number
+    except OSError:
+        return None
 
 
 def minimal_rules(table: str, lifeline: Lifeline) -> str:

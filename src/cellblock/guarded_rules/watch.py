@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import threading
 import time
 from typing import NoReturn
 
 from ..linux import journal
-from ..linux.nft_monitor import NftMonitor, generation
+from ..linux.nft_monitor import NftMonitor
 from ..linux.sd_notify import notify
 from . import host
 from .compare import Item, compare, shown
 from .instance import RulesError, Status
 from .records import Loaded, digest
-from .trial import GuardedTable
+from .trial import GuardedTable, transaction
 
 REMOVE, REPORT = "remove", "report"
 FOREIGN_RULES = (REMOVE, REPORT)
@@ -28,6 +29,10 @@ OVERDUE_S = 2.0
 PAUSE_S = 0.1
 # While the table cannot be looked after.
 RETRY_S = 1.0
+# systemd ends a guard that it has not heard of for longer than that (WATCHDOG_S of `installation`): one that was
+# stopped says nothing. One that hangs says so itself.
+ALIVE_S = 0.2
+HANGS_S = 30.0
 
 
 class Guard:
@@ -35,12 +40,13 @@ class Guard:
         self._rules = rules
         self._removes = foreign_rules == REMOVE
         self._reported: set[tuple[str, str]] = set()
+        self._looked = time.monotonic()
 
     def run(self) -> NoReturn:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         monitor = NftMonitor(self._rules.instance.tables[0].split()[1])
-        ready = "READY=1\n"
         failure = ""
+        started = False
         while True:
             try:
                 self.look(monitor.take_author())
@@ -53,10 +59,19 @@ class Guard:
                         f"The table cannot be looked after: {error}",
                         priority=journal.ERROR,
                     )
-            notify(f"{ready}WATCHDOG=1")
-            ready = ""
+            self._looked = time.monotonic()
+            if not started:
+                notify("READY=1\nWATCHDOG=1")
+                threading.Thread(target=self._say_alive, daemon=True).start()
+                started = True
             time.sleep(PAUSE_S)
             monitor.wait(RETRY_S if failure else POLL_S)
+
+    def _say_alive(self) -> None:
+        """For as long as looks come to an end: on a busy host one may take longer than the watchdog waits."""
+        while time.monotonic() < self._looked + HANGS_S:
+            notify("WATCHDOG=1")
+            time.sleep(ALIVE_S)
 
     def look(self, by: str = "") -> None:
         """Puts the table right if it is not; ``by`` is who changed it, if that is known."""
@@ -93,20 +108,20 @@ class Guard:
 
     def _repair(self, table: str, loaded: Loaded) -> None:
         """Loads the rules anew, which takes away what is not of them."""
-        before = _generation()
+        before = transaction()
         try:
             self._rules.table.load(loaded["text"])
         except RulesError:
             # They were loaded before, so this may pass; if not, the host must not stay open.
             time.sleep(0.5)
-            before = _generation()
+            before = transaction()
             try:
                 self._rules.table.load(loaded["text"])
             except RulesError as failure:
                 self._rules.load_minimal(str(failure))
                 return
         live = self._rules.table.listing(table)
-        if live is None or before is None or _generation() != before + 1:
+        if live is None or before is None or transaction() != before + 1:
             # Somebody was faster; the next look, which comes at once, sees what it was.
             return
         # Nobody but us has changed it, so these are our rules, even where they differ from what was
@@ -148,11 +163,3 @@ class Guard:
             )
         # One that is gone and comes back is reported anew.
         self._reported = set() if self._removes else seen
-
-
-def _generation() -> int | None:
-    """The number of the kernel's last transaction; None where it does not say."""
-    try:
-        return generation().number
-    except OSError:
-        return None

@@ -168,6 +168,8 @@ def open_rules(config: NetworkConfig, access: Access, limits: TrafficLimits) -> 
         f"add quota {table} volume {{ over {limits.network_bytes} bytes }}",
     ]
     commands += [f"add rule {table} opening {rule}" for rule in opening]
+    # Whatever is used up or throttled: else the other end keeps what this one has ended.
+    commands.append(f"add rule {table} outgoing tcp flags & rst == rst counter name sent accept")
     commands += [f"add rule {table} outgoing {rule}" for rule in flow]
     commands += [f"add rule {table} incoming {rule}" for rule in flow]
     commands.append(f"add rule {table} outgoing counter name sent accept")

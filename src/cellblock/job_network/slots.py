@@ -28,6 +28,7 @@ from ..errors import Cancelled, HostSetupError
 from ..linux.netlink import Netlink, NetlinkError, inside, new_namespace
 from ..linux.nft import Nft, NftError
 from .access import Access
+from .ending import end_connections
 from .plan import HOST_END, INTERFACE, ROUTED_GATEWAY, ROUTED_GATEWAY_IPV6, Mode, host_end
 from .policy import Destination, NetworkPolicy
 from .rules import TrafficLimits, closed_rules, open_rules
@@ -119,6 +120,7 @@ class Slot:
     def __init__(self, index: int, config: NetworkConfig, host: Netlink, directory: Path) -> None:
         """Makes it, closed. ``host`` is a socket in the host's namespace."""
         self._nft: Nft | None = None
+        self._opened = False
         self.index = index
         self._config = config
         self.address: IPv4Address = config.address(index)
@@ -156,6 +158,7 @@ class Slot:
         """Lets ``access`` through, in one transaction; raises :class:`HostSetupError`."""
         (self._directory / "hosts").write_text(access.hosts)
         (self._directory / "resolv.conf").write_text(access.resolv_conf)
+        self._opened = True
         try:
             self._filter().run(open_rules(self._config, access, limits))
         except NftError as problem:
@@ -198,8 +201,11 @@ class Slot:
         return link is not None and link.up
 
     def close(self) -> None:
-        """Removes it. Its address is free for another slot then, whoever is still inside."""
+        """Removes it, having ended the connections that its stage left open. Its address is free for another
+        slot then, whoever is still inside."""
         try:
+            if self._opened:
+                self._end_connections()
             with contextlib.suppress(OSError):
                 with inside(self.namespace):
                     _write_sysctls(_END_SYSCTLS)
@@ -208,6 +214,16 @@ class Slot:
                     self._netlink.delete(link.index)
         finally:
             self._cleanup.close()
+
+    def _end_connections(self) -> None:
+        try:
+            with inside(self.namespace):
+                left = end_connections(self._filter())
+        except (OSError, NftError) as problem:
+            _log.warning("network slot %d: connections cannot be ended: %s", self.index, problem)
+        else:
+            if left:
+                _log.info("network slot %d: %d connections got no answer", self.index, left)
 
     def _connect(self, config: NetworkConfig, host: Netlink) -> None:
         mac = bytes.fromhex(config.mac(self.index).replace(":", ""))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import multiprocessing
+import os
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -250,3 +252,42 @@ def test_the_host_gets_the_program_and_the_units() -> None:
     other.run()
     program = zlib.decompress(base64.b64decode(other.arguments["files"][0]["content"]))
     assert b"minimal=False" in program
+
+
+def test_what_nobody_waits_for_any_more_is_not_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The playbook was killed; its worker process goes on by itself."""
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: mock.Mock(pid=1 << 30))
+    host = Host()
+    result = host.run()
+    assert result["failed"]
+    assert not host.confirmed
+    assert "confirm" not in [phase for phase, _ in host.asked]
+    # The control: the parent is the one that it was.
+    parent = mock.Mock(pid=os.getppid())
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    host = Host()
+    host.run()
+    assert host.confirmed
+
+
+@pytest.mark.parametrize("seconds", [1e9, float("nan"), -1, 10**400, "x", None])
+def test_a_host_does_not_decide_how_long_is_waited(seconds: object) -> None:
+    host = Host()
+    host.apply_answer = {"load_after_s": seconds}
+    host.run()
+    assert host.confirmed
+    assert host.clock.now < 10
+
+
+@pytest.mark.parametrize("answer", [{}, {"phase": 1}, {"phase": "loaded", "rolled_back": "no"}])
+def test_an_answer_of_another_shape_is_none(answer: Answer) -> None:
+    host = Host()
+    execute = host.execute
+
+    def garbled(module_args: Answer, **more: Any) -> Answer:
+        return dict(answer) if module_args["step"] == "look" else execute(module_args, **more)
+
+    host.execute = garbled  # type: ignore[method-assign]
+    result = host.run()
+    assert result["failed"] and "does not answer" in result["msg"]
+    assert host.clock.now < 60

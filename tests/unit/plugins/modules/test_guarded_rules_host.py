@@ -323,3 +323,27 @@ def test_the_trial_knows_the_controllers_and_the_port_of_ssh(host: FakeHost) -> 
     assert "--controllers=192.0.2.10/32" in command
     assert "--ssh-port=22" in command
     assert "--load-after=1" in command
+
+
+def test_a_router_whose_address_only_begins_like_a_named_one(host: FakeHost) -> None:
+    host.params["rules"] = "table inet cellblock { set ipv6_routers { fe80::1a } } # fe80::1\n"
+    host.routes = [{"dst": "default", "gateway": "fe80::1"}]
+    with pytest.raises(HostError, match="the router fe80::1"):
+        host.take("plan")
+    # The control, in another way to write it.
+    host.params["rules"] = "table inet cellblock { set ipv6_routers { fe80:0:0::1 } }\n"
+    assert host.take("plan")["load"]
+
+
+def test_a_program_that_is_somebody_elses_is_installed_anew(host: FakeHost, tmp_path: Path) -> None:
+    assert not host.take("plan")["changed"]
+    os.chown(host.program, 1000, -1)
+    assert host.take("plan")["reasons"] == [f"{host.program} differs"]
+    host.take("apply")
+    assert host.program.stat().st_uid == 0
+    # A link to a file that is right.
+    there = host.program.rename(tmp_path / "elsewhere")
+    host.program.symlink_to(there)
+    assert host.take("plan")["changed"]
+    host.take("apply")
+    assert not host.program.is_symlink()
