@@ -18,7 +18,7 @@ SCENARIOS := fleet segmented_networks vm
 SHELL_SCRIPTS := .ci/run $(shell grep -lE '^\#!.*[ /](ba)?sh' -r scripts roles/*/files)
 # A subcommand of molecule on a scenario. It looks for its base configuration in git checkouts only, unless
 # told where it is, and would keep its notes where a checkout of the same name has them too.
-molecule = MOLECULE_EPHEMERAL_DIRECTORY=$(CURDIR)/.ansible/molecule/$(1) molecule \
+molecule = MOLECULE_EPHEMERAL_DIRECTORY="$(CURDIR)/.ansible/molecule/$(1)" molecule \
     --base-config .config/molecule/config.yml $(2) --no-command-borders --no-report --scenario-name $(1)
 
 .PHONY: help

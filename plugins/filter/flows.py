@@ -105,14 +105,15 @@ def fleet_model(
     ``job_range`` is one network, of which each slave has the part with its number
     (``cellblock_job_range_number``, or the number at the end of its name), of ``job_range_prefix_length``
     (27); or it says which of them has which range. ``job_ipv6_prefix`` is the one of all slaves, or says
-    which of them has which. Hosts are those that are in some group; one without ``cellblock_addresses`` has those that its ``ansible_host``
-    or name resolves to.
+    which of them has which. A host in no group is refused; one without ``cellblock_addresses`` has those
+    that its ``ansible_host`` or name resolves to.
     Where something is wrong, the dictionary has but one key: ``problem``, the sentence that says
     what. So a playbook can say it first of all; filters that take the dictionary refuse it.
     """
     data: dict[str, Any] = {
         "groups": {
-            name: list(hosts) for name, hosts in groups.items() if name not in ("all", "ungrouped")
+            **{name: [] for name in model.GROUPS},
+            **{n: list(hosts) for n, hosts in groups.items() if n not in ("all", "ungrouped")},
         },
         "addresses": {},
         "services": services,
@@ -128,9 +129,18 @@ def fleet_model(
             job_ipv6_prefix, slaves, data["job_networks"]
         )
         members = {host for hosts in data["groups"].values() for host in hosts}
-        data["addresses"] = {
-            host: _addresses(host, hostvars[host]) for host in groups["all"] if host in members
-        }
+        for host in groups["all"]:
+            if host not in members:
+                raise model.FleetError(
+                    f"{host}: in no group of the inventory; put it into those that say what it does, or"
+                    f" into {model.OUTSIDE_GROUP} to have it left alone"
+                    + (
+                        " (Ansible knows localhost without an inventory: take it out)"
+                        if host == "localhost"
+                        else ""
+                    )
+                )
+        data["addresses"] = {host: _addresses(host, hostvars[host]) for host in groups["all"]}
         model.parse_fleet(data)
     except (model.FleetError, plan.PlanError) as problem:
         return {"problem": str(problem)}
@@ -153,6 +163,12 @@ def host_rules(data: Mapping[str, Any], host: str) -> dict[str, Any]:
 def affected_by(data: Mapping[str, Any], host: str) -> list[str]:
     """The hosts that must be provisioned with ``host`` to know it (``fleet.rules.affected_by``)."""
     derived: list[str] = _derived(data, lambda fleet: rules.affected_by(fleet, host))
+    return derived
+
+
+def without_packages(data: Mapping[str, Any]) -> list[str]:
+    """The hosts that could get no packages (``fleet.rules.without_packages``)."""
+    derived: list[str] = _derived(data, rules.without_packages)
     return derived
 
 
@@ -202,6 +218,7 @@ class FilterModule:
             "host_rules": host_rules,
             "affected_by": affected_by,
             "clients": clients,
+            "without_packages": without_packages,
             "job_sources": job_sources,
             "job_network": job_network,
             "not_internet": not_internet,

@@ -37,7 +37,8 @@ collections_path = collections
 inventory = inventory/local
 interpreter_python = auto_silent
 """
-# The smallest fleet: packages come from a cache server, and a local fleet has a host for the internet.
+# Groups without hosts are left out. Packages come from a cache server, and a local fleet has a host for the
+# internet.
 HOSTS = """\
 ---
 all:
@@ -51,10 +52,6 @@ all:
     outside:
       hosts:
         outside1: {local_fleet_host_number: 30}
-    worker_masters:
-    request_handlers:
-    databases:
-    memory_databases:
 """
 JOB = """\
 ---

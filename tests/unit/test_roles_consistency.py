@@ -154,3 +154,13 @@ def test_platforms_in_role_metadata_are_the_supported_ones() -> None:
         platforms = load(ROLES_DIR / role / "meta/main.yml")["galaxy_info"]["platforms"]
         said = {p["name"]: [names[version] for version in p["versions"]] for p in platforms}
         assert said == supported, f"roles/{role}/meta/main.yml"
+
+
+# The two others make the hosts of an inventory of their own, whose user is root.
+@pytest.mark.parametrize("role", sorted({*ROLES} - {"local_fleet", "local_vm"}))
+def test_what_runs_on_the_controller_does_not_become_root_there(role: str) -> None:
+    """An inventory's ``ansible_become`` is about the fleet's hosts, and comes before the keyword of a task."""
+    for path in (ROLES_DIR / role / "tasks").glob("*.yml"):
+        for task in tasks(path):
+            if task.get("delegate_to") == "localhost":
+                assert task.get("vars", {}).get("ansible_become") is False, task["name"]

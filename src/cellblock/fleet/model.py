@@ -32,6 +32,18 @@ CONTROLLER = "controller"
 # The group of the inventory whose hosts run untrusted jobs.
 SLAVES_GROUP = "worker_slaves"
 
+# The groups that roles, playbooks and flows name. One that an inventory leaves out has no hosts.
+OUTSIDE_GROUP = "outside"
+GROUPS = (
+    SLAVES_GROUP,
+    "worker_masters",
+    "cache_servers",
+    "databases",
+    "memory_databases",
+    "request_handlers",
+    OUTSIDE_GROUP,
+)
+
 # Of IPv6, what may be a job's address: global unicast and unique local.
 GLOBAL_UNICAST = IPv6Network("2000::/3")
 UNIQUE_LOCAL = IPv6Network("fc00::/7")
@@ -110,7 +122,7 @@ class Fleet:
     # Of slaves whose jobs have IPv6 besides: what their addresses begin with.
     job_ipv6_prefixes: Mapping[str, IPv6Network] = field(default_factory=dict)
     slaves_group: ClassVar[str] = SLAVES_GROUP
-    outside_group: str = "outside"
+    outside_group: str = OUTSIDE_GROUP
 
     @cached_property
     def job_ipv6_networks(self) -> Mapping[str, IPv6Network]:
@@ -235,7 +247,7 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
                 " else; rename the group"
             )
     slaves = groups.get(SLAVES_GROUP, ())
-    outside = data.get("outside_group", "outside")
+    outside = data.get("outside_group", OUTSIDE_GROUP)
     networks = _networks(data.get("networks") or {}, groups)
     services = _services(data.get("services") or {}, groups)
     hosts = {**_hosts(data["addresses"], groups), **_external(data, services)}

@@ -15,6 +15,9 @@ from .model import CONTROLLERS, INTERNET, Fleet, Flow
 ANY = "any"
 NOT_THE_INTERNET = "not_internet"
 JOBS = "jobs"
+# The service of cache servers from which the hosts take their packages.
+PACKAGE_CACHE = "package_cache"
+DNS_PORT = 53
 # The host's ends of the slots' veth pairs, as nft writes all of them.
 JOB_INTERFACES = f"{plan.HOST_END}*"
 
@@ -80,6 +83,27 @@ def affected_by(fleet: Fleet, name: str) -> list[str]:
         for host in without.fleet_hosts()
         if host_rules(fleet, host.name) != host_rules(without, host.name)
     ]
+
+
+def without_packages(fleet: Fleet) -> list[str]:
+    """The hosts that no flow lets fetch packages: neither from a cache server, nor from the internet or a named
+    network over TCP. Once their rules are loaded, apt waits there until it gives up.
+    """
+    ways = [flow for flow in fleet.flows if _leads_to_packages(fleet, flow)]
+    return [
+        host.name
+        for host in fleet.fleet_hosts()
+        if not any(host in fleet.members(flow.source) for flow in ways)
+    ]
+
+
+def _leads_to_packages(fleet: Fleet, flow: Flow) -> bool:
+    if flow.destination == INTERNET or fleet.networks.get(flow.destination):
+        named = (fleet.services[service] for service in flow.services)
+        return any(service.protocol == "tcp" and service.port != DNS_PORT for service in named)
+    if PACKAGE_CACHE not in flow.services:
+        return False
+    return not set(fleet.serving(PACKAGE_CACHE)).isdisjoint(fleet.members(flow.destination))
 
 
 def clients(fleet: Fleet, service: str) -> list[str]:
