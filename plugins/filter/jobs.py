@@ -20,6 +20,7 @@ from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.errors i
     CellblockError,
     InvalidJobError,
 )
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.fleet import records
 
 
 def read_jobs(paths: str | Sequence[str]) -> list[dict[str, Any]]:
@@ -60,13 +61,29 @@ def share_jobs(
     return list(jobs[list(hosts).index(host) :: len(hosts)])
 
 
-def result_table(records: Sequence[Mapping[str, Any]]) -> str:
+def refusals(results: Mapping[str, Any]) -> dict[str, str]:
+    """Which hosts would not run the jobs, and why (``fleet.records.refusals``)."""
+    return records.refusals(results)
+
+
+def collect_records(
+    results: Mapping[str, Any], jobs: Sequence[dict[str, Any]], hosts: Sequence[str]
+) -> dict[str, Any]:
+    """What became of `jobs`, which were shared among `hosts`: `records`, as far as `results` ({host: what
+    sandbox_job returned}) has them, and `lost`, a sentence for each job without one.
+    """
+    shares = {host: share_jobs(jobs, hosts, host) for host in hosts}
+    found, lost = records.collect(shares, results)
+    return {"records": found, "lost": [str(job) for job in lost]}
+
+
+def result_table(done: Sequence[Mapping[str, Any]]) -> str:
     """Job records as a table (job, host, stage, verdict, exit, times, memory), and under it the
     first lines that the jobs wrote.
     """
-    if not records:
+    if not done:
         return "No job was run."
-    return f"{table.render(records)}\n\n{table.render_output(records)}".strip()
+    return f"{table.render(done)}\n\n{table.render_output(done)}".strip()
 
 
 class FilterModule:
@@ -75,6 +92,8 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "read_jobs": read_jobs,
+            "refusals": refusals,
+            "collect_records": collect_records,
             "share_jobs": share_jobs,
             "result_table": result_table,
         }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_a_mistake_in_one_job_runs_none_on_any_slave(playbook: Playbook, tmp_pat
     paths[1].write_text(json.dumps({**GOOD, "environment": "cobol"}))
     done = playbook("run-job.yml", "-e", json.dumps({"job": [str(path) for path in paths]}))
     assert done.returncode != 0
-    assert "TASK [Check this slave's share of the jobs]" in done.stdout
+    assert "TASK [Ask the slaves whether they would run the jobs]" in done.stdout
     assert "TASK [Run this slave's share of the jobs]" not in done.stdout
 
 
@@ -132,6 +133,97 @@ def test_an_inventory_without_slaves(playbook: Playbook, tmp_path: Path, name: s
     done = playbook(name, "-e", "job=jobs/hello-c.yml", inventory=inventory)
     assert done.returncode != 0
     assert "worker_slaves" in done.stdout + done.stderr
+
+
+BOTH = jobs("hello-c", "abort")
+
+
+def told(done: Any) -> str:
+    return " ".join((done.stdout + done.stderr).split())
+
+
+def ran(output: Path) -> dict[str, str]:
+    """By whom each job's record is."""
+    return {record["name"]: record["host"] for record in json.loads(output.read_text())}
+
+
+def test_limited_to_a_slave(playbook: Playbook, tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    done = playbook("run-job.yml", "-e", BOTH, "-e", f"output={output}", "--limit", "slave1")
+    assert done.returncode == 0, told(done)
+    assert ran(output) == {"hello-c": "slave1", "abort": "slave1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--limit", "cache1"), "--limit cache1 names no slave; name some of slave1, slave2"),
+        (("--tags", "jobs"), "leave out --tags and --skip-tags"),
+        (("--skip-tags", "jobs"), "leave out --tags and --skip-tags"),
+        (("-e", "output=/nosuch/x.json"), "output: there is no directory /nosuch"),
+        (("--start-at-task", "Run this slave's share of the jobs"), "undefined"),
+    ],
+    ids=["limit", "tags", "skip-tags", "output", "start-at-task"],
+)
+def test_no_run_ends_well_that_ran_no_job(
+    playbook: Playbook, arguments: tuple[str, ...], words: str
+) -> None:
+    done = playbook("run-job.yml", "-e", BOTH, *arguments)
+    assert done.returncode != 0
+    assert words in told(done)
+    assert "Hello from C" not in done.stdout
+
+
+@pytest.fixture
+def instead_of_cellblock(host: Any) -> Iterator[Callable[[str], None]]:
+    """Has a shell script answer on slave2 in place of the engine's command, as its captor would."""
+    slave2 = host.get_host("ansible://slave2")
+    real = "/usr/local/bin/cellblock"
+    slave2.check_output(f"mv {real} {real}.kept")
+
+    def put(script: str) -> None:
+        content = base64.b64encode(f"#!/bin/sh\n{script}\n".encode()).decode()
+        slave2.check_output(f"echo {content} | base64 -d > {real} && chmod 755 {real}")
+
+    yield put
+    slave2.check_output(f"mv {real}.kept {real}")
+
+
+def test_a_slave_that_does_not_answer_gets_no_job(
+    playbook: Playbook, instead_of_cellblock: Callable[[str], None], tmp_path: Path
+) -> None:
+    instead_of_cellblock("exec sleep 20")
+    output = tmp_path / "results.json"
+    done = playbook(
+        *("run-job.yml", "-e", BOTH, "-e", f"output={output}", "-e", "run_job_check_timeout_s=4")
+    )
+    assert done.returncode == 0, told(done)
+    assert ran(output) == {"hello-c": "slave1", "abort": "slave1"}
+    assert "slave2 got no job: Timed out after 4 second(s)" in told(done)
+
+
+def test_a_slave_that_refuses_everything_stops_no_other(
+    playbook: Playbook, instead_of_cellblock: Callable[[str], None], tmp_path: Path
+) -> None:
+    instead_of_cellblock("echo 'not for you' >&2; exit 2")
+    output = tmp_path / "results.json"
+    done = playbook("run-job.yml", "-e", BOTH, "-e", f"output={output}")
+    assert done.returncode == 0, told(done)
+    assert ran(output) == {"hello-c": "slave1", "abort": "slave1"}
+    assert "slave2 got no job: not for you" in told(done)
+
+
+def test_records_that_a_slave_makes_up_cost_its_own_jobs_alone(
+    playbook: Playbook, instead_of_cellblock: Callable[[str], None], tmp_path: Path
+) -> None:
+    forged = {"name": "hello-c", "host": "slave1", "verdict": "ok", "stages": []}
+    instead_of_cellblock(f"[ $1 = check ] || echo '{json.dumps(forged)}'")
+    output = tmp_path / "results.json"
+    done = playbook("run-job.yml", "-e", BOTH, "-e", f"output={output}")
+    assert done.returncode != 0
+    assert ran(output) == {"hello-c": "slave1"}
+    assert len(json.loads(output.read_text())[0]["stages"]) == 2
+    assert "abort: no record from slave2: what it returned makes no sense" in told(done)
 
 
 def test_check_mode_runs_no_job(playbook: Playbook, tmp_path: Path) -> None:
@@ -151,7 +243,7 @@ def test_cancelling_the_play_ends_the_job(
     stage = {"name": "run", "command": ["sleep", "135791"], "constraints": {"wall_time_ms": "2min"}}
     path.write_text(json.dumps({"environment": "base", "stages": [stage]}))
     running = "pgrep -fx 'sleep 135791'"
-    with start_playbook("run-job.yml", "-e", f"job={path}", "--limit", "localhost,slave1") as play:
+    with start_playbook("run-job.yml", "-e", f"job={path}", "--limit", "slave1") as play:
         assert waits_for(lambda: host.run(running).rc == 0), "the job did not start"
         play.send_signal(signal.SIGINT)
         play.wait(timeout=30)
