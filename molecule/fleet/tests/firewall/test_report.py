@@ -56,3 +56,33 @@ def test_the_report_is_one_page_without_anything_from_elsewhere(isolation: Any) 
     for outside in ("http://", "https://", "<script src", "<link"):
         assert outside not in page.replace("http://www.w3.org/2000/svg", "")
     assert (isolation.directory / "isolation.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--limit", "slave1"), "-e verify_isolation_vantages=slave1,controller"),
+        (("--limit", "localhost,slave1"), "--limit would leave out hosts"),
+        (("--check",), "a dry run tries nothing"),
+        (("--tags", "plan"), "leave out --tags and --skip-tags"),
+        (("--skip-tags", "probe"), "leave out --tags and --skip-tags"),
+        (("--start-at-task", "Try"), "undefined"),
+    ],
+    ids=["limit", "limit-localhost", "check", "tags", "skip-tags", "start-at-task"],
+)
+def test_no_run_ends_well_that_proved_nothing(
+    playbook: Callable[..., Any], tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    done = playbook(
+        "verify-isolation.yml", "-e", f"verify_isolation_report_dir={tmp_path}", *arguments
+    )
+    assert done.returncode != 0
+    assert words in " ".join((done.stdout + done.stderr).split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["site.yml", "remove.yml"])
+def test_no_run_ends_well_that_touched_no_host(playbook: Callable[..., Any], name: str) -> None:
+    done = playbook(name, "--limit", "outside1", "-e", "remove_data=true")
+    assert done.returncode != 0
+    assert "--limit outside1 names no host" in " ".join((done.stdout + done.stderr).split())
