@@ -29,7 +29,8 @@ def record(name: str, **stage: Any) -> dict[str, Any]:
 
 def collect(*results: Any) -> tuple[list[dict[str, Any]], list[str]]:
     """What is taken when slave ``a`` returned ``results`` for jobs 1 and 2, and ``b`` did well with 3."""
-    shares = {"a": [{"name": "1"}, {"name": "2"}], "b": [{"name": "3"}]}
+    jobs = [{"name": name, "stages": [{"command": ["true"]}]} for name in "123"]
+    shares = {"a": jobs[:2], "b": jobs[2:]}
     found, lost = records.collect(
         shares, {"a": {"results": list(results)}, "b": {"results": [record("3")]}}
     )
@@ -59,6 +60,8 @@ NONSENSE = "1: no record from a: what it returned makes no sense"
         record("3"),
         {**record("1"), "verdict": "splendid"},
         {**record("1"), "stages": {}},
+        {**record("1"), "stages": []},
+        {**record("1"), "stages": record("1")["stages"] * 2},
         {**record("1"), "stages": [None]},
         {**record("1"), "stages": [{}]},
         {**record("1"), "files": [{}]},

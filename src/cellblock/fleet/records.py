@@ -48,7 +48,7 @@ def collect(
 ) -> tuple[list[dict[str, Any]], list[Lost]]:
     """The records, and the jobs that have none.
 
-    ``shares``: {host: its jobs (mappings with ``name``)}; ``results``: {host: what sandbox_job returned}.
+    ``shares``: {host: its jobs (mappings with ``name`` and ``stages``)}; ``results``: {host: what sandbox_job returned}.
     """
     records: list[dict[str, Any]] = []
     lost: list[Lost] = []
@@ -60,7 +60,8 @@ def collect(
                 lost.append(Lost(name, host, problem))
                 continue
             try:
-                _check(Value(answer[number], "the record", Misfit, prefix="", quote=False), name)
+                whole = Value(answer[number], "the record", Misfit, prefix="", quote=False)
+                _check(whole, name, len(job.get("stages", ())))
             except Misfit as misfit:
                 lost.append(Lost(name, host, f"what it returned makes no sense ({misfit})"))
                 continue
@@ -106,14 +107,17 @@ def reason(result: Mapping[str, Any]) -> str:
     return printable(lines[0].removeprefix("Task failed: "))[:LONGEST_REASON]
 
 
-def _check(record: Value, name: str) -> None:
+def _check(record: Value, name: str, stages: int) -> None:
     fields = record.fields(("name", "verdict", "stages"), {"files": [], "error": None}, others=True)
     if fields["name"].text(most=LONGEST_NAME) != name:
         raise fields["name"].error("is another job's", "")
     fields["verdict"].choice(_VERDICTS)
     if (error := fields["error"].or_none()) is not None:
         error.fields(("text",), others=True)["text"].text(most=LONGEST_OUTPUT)
-    for stage in fields["stages"].list(most=MOST_STAGES):
+    recorded = fields["stages"].list(most=MOST_STAGES)
+    if fields["error"].raw is None and len(recorded) != stages:
+        raise fields["stages"].error("are not those of the job", "")
+    for stage in recorded:
         _check_stage(stage)
     for file in fields["files"].list():
         parts = file.fields(("name", "problem"), others=True)

@@ -216,6 +216,7 @@ def test_a_slave_that_refuses_everything_stops_no_other(
 def test_records_that_a_slave_makes_up_cost_its_own_jobs_alone(
     playbook: Playbook, instead_of_cellblock: Callable[[str], None], tmp_path: Path
 ) -> None:
+    # Of another slave's job, and with that one's name.
     forged = {"name": "hello-c", "host": "slave1", "verdict": "ok", "stages": []}
     instead_of_cellblock(f"[ $1 = check ] || echo '{json.dumps(forged)}'")
     output = tmp_path / "results.json"
