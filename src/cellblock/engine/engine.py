@@ -19,7 +19,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import CellblockError, HostSetupError, InternalError, UnsupportedNetworkError
+from ..errors import (
+    CellblockError,
+    HostOverloadedError,
+    HostSetupError,
+    InternalError,
+    UnsupportedNetworkError,
+)
 from ..job_network.network import Access
 from ..job_network.slots import JobNetwork, Slot, Traffic
 from ..linux import journal
@@ -35,9 +41,11 @@ KILL_GRACE_S = 0.5
 """How long jobinit may take to end everything and report before it is killed itself."""
 _NETWORK_CHECK_S = 0.1
 """How often a running stage's byte quota is looked at; the quota itself holds to the packet."""
+_OVERLOAD_PATIENCE_S, _OVERLOAD_PAUSE_S = 5.0, 0.1
+"""How long a stage that the host has no room to start is tried again, and how often."""
 _READ_SIZE = 65_536
 _DEVICES = ("null", "zero", "full", "random", "urandom")
-_MS_BIND = 4096
+_MS_RDONLY, _MS_NOSUID, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 8, 32, 4096
 
 
 class Engine:
@@ -205,6 +213,19 @@ class _JobRun:
             )
 
     def _run_stage(self, stage: Stage, scratch: files.Scratch) -> StageResult:
+        """The stage's record; tried again as long as the host has no room to start it."""
+        deadline = time.monotonic() + _OVERLOAD_PATIENCE_S
+        while True:
+            try:
+                return self._try_stage(stage, scratch)
+            except HostOverloadedError as problem:
+                if time.monotonic() >= deadline or self._cancelled():
+                    return StageResult(
+                        stage.name, Verdict.INTERNAL_ERROR, stage.constraints, reason=str(problem)
+                    )
+                time.sleep(_OVERLOAD_PAUSE_S)
+
+    def _try_stage(self, stage: Stage, scratch: files.Scratch) -> StageResult:
         try:
             scratch.resize(stage.constraints.scratch_bytes, stage.constraints.scratch_files)
             group = self._engine._hierarchy.create(
@@ -225,6 +246,8 @@ class _JobRun:
                     ).run()
             finally:
                 group.remove()
+        except HostOverloadedError:
+            raise
         except CellblockError as problem:
             # The job's other stages still have their records.
             return StageResult(
@@ -596,20 +619,19 @@ def _set_oom_score(pid: int, score: int) -> None:
 
 
 def _make_dev(directory: Path) -> Path:
-    """A minimal /dev for all jails: the harmless devices, bound from the host's."""
+    """A minimal /dev for all jails: the harmless devices, bound from the host's.
+
+    Each is read-only by itself: a read-only mount around it would leave its times to the jobs, which could
+    so leave something for the next one. That does not keep anybody from writing to the device.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     directory.mkdir(mode=0o755, exist_ok=True)
     for name in _DEVICES:
         source, target = Path("/dev") / name, directory / name
-        if target.exists() and stat.S_ISCHR(target.stat().st_mode):
-            continue
-        target.touch()
-        if libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None) < 0:
-            raise HostSetupError(
-                str(target),
-                f"cannot be bound: {os.strerror(ctypes.get_errno())}",
-                "the service needs CAP_SYS_ADMIN in its mount namespace",
-            )
+        if not (target.exists() and stat.S_ISCHR(target.stat().st_mode)):
+            target.touch()
+            _mount(libc, source, target, _MS_BIND)
+        _mount(libc, None, target, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NOEXEC)
     links = {
         "fd": "/proc/self/fd",
         "stdin": "/proc/self/fd/0",
@@ -621,6 +643,16 @@ def _make_dev(directory: Path) -> Path:
         with contextlib.suppress(FileExistsError):
             (directory / name).symlink_to(target_path)
     return directory
+
+
+def _mount(libc: ctypes.CDLL, source: Path | None, target: Path, flags: int) -> None:
+    origin = None if source is None else os.fsencode(source)
+    if libc.mount(origin, os.fsencode(target), None, flags, None) < 0:
+        raise HostSetupError(
+            str(target),
+            f"cannot be bound: {os.strerror(ctypes.get_errno())}",
+            "the service needs CAP_SYS_ADMIN in its mount namespace",
+        )
 
 
 def _milliseconds(seconds: float) -> float:
