@@ -27,9 +27,11 @@ from pathlib import Path
 
 from cellblock.engine.engine import Engine
 from cellblock.engine.host import Host
-from cellblock.engine.job import parse_job
+from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
-from cellblock.job_network.network import INTERFACE, Access, NetworkConfig
+from cellblock.job_network.access import Access
+from cellblock.job_network.plan import INTERFACE
+from cellblock.job_network.section import NetworkConfig
 from cellblock.job_network.slots import SlotPool
 from cellblock.linux.netlink import Netlink, inside, new_namespace
 from cellblock.linux.nft import Nft
@@ -110,7 +112,7 @@ def pool_of(
 def access_of(config: NetworkConfig, policy: str) -> Access:
     stage = {"name": "run", "command": ["true"], "network": policy}
     parsed = parse_job({"environment": "base", "stages": [stage]}).stages[0]
-    return Access.of(parsed, "stages[0]", config, "bench")
+    return Access.of(parsed.network, parsed.network_allow, "stages[0]", config, "bench")
 
 
 def policy_switch(segment: Segment, directory: Path) -> None:
@@ -336,7 +338,7 @@ def starts(segment: Segment, directory: Path, options: argparse.Namespace) -> No
             environments_file=environments,
             run_dir=directory / "run",
             first_id=1_900_200_000,
-            slots=2,
+            parallel_jobs=2,
             network=NetworkConfig.parse(fields, "network"),
         )
         with inside(segment.slave):
@@ -353,7 +355,7 @@ def starts(segment: Segment, directory: Path, options: argparse.Namespace) -> No
                 stage = {"name": "run", "command": ["date", "+%s.%N"], "network": policy}
                 job = parse_job({"environment": "base", "stages": [stage]})
                 began = time.time()
-                record = engine.run(job)
+                record = engine.run(engine.check(job))
                 done = time.time()
                 assert record.verdict.value == "ok", record.as_dict()
                 if number >= 5:

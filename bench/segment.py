@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv6Network
 from typing import Any
 
 from cellblock.errors import HostSetupError
+from cellblock.job_network.plan import MAC_PREFIX
 from cellblock.linux.netlink import inside, new_namespace
 from cellblock.linux.nft import Nft
 
@@ -93,13 +94,13 @@ class Segment:
             "addresses": "10.213.0.128/27",
             "prefix_length": 24,
             "gateway": GATEWAY,
-            "mac_prefix": "02:cb:00",
+            "mac_prefix": MAC_PREFIX,
             "resolvers": [CACHE],
             "denied": ["192.0.2.0/24"],
             "policies": {
-                "cache": {"allow": [cache]},
+                "cache": {"services": [cache]},
                 "internet": {
-                    "allow": [cache, dns],
+                    "services": [cache, dns],
                     "internet": [{"protocol": "tcp", "ports": [80, 443]}],
                 },
             },

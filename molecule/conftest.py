@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import collections
 import json
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,55 @@ from cellblock.engine.limits import LIMITS
 from cellblock.units import parse_milliseconds
 
 ROOT = Path(__file__).resolve().parents[1]
+# How many times slower than a real machine the slave is taken to be; 1 for a real one.
+SLOWNESS = int(os.environ.get("CELLBLOCK_TEST_SLOWNESS", "1"))
+# Whether also what takes long is tried (`make nightly`).
+THOROUGH = bool(os.environ.get("CELLBLOCK_TEST_THOROUGH"))
 # Molecule says which fleet is being tested.
 INVENTORIES = os.environ.get("ANSIBLE_INVENTORY", str(ROOT / "inventory" / "local")).split(",")
 
 Record = dict[str, Any]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "kernel: decided by the kernel or by cgroups, so tried on an emulated machine too",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the tests out that say nothing new on an emulated machine, unless all are wanted."""
+    if SLOWNESS == 1 or THOROUGH:
+        return
+    left_out = [item for item in items if item.get_closest_marker("kernel") is None]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+seconds_by_folder: dict[str, float] = collections.defaultdict(float)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    seconds_by_folder[Path(report.fspath).parent.name] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How long the tests of each folder took: a line that the table of steps shows."""
+    told = [f"{folder} {seconds:.0f} s" for folder, seconds in sorted(seconds_by_folder.items())]
+    if told:
+        terminalreporter.write_line("tests by folder: " + ", ".join(told))
+
+
 @pytest.fixture(scope="session")
 def slowness() -> int:
-    """How many times slower than a real machine the slave is taken to be; 1 for a real one.
+    """The time limits of submitted jobs are multiplied by it, and so are times that tests expect."""
+    return SLOWNESS
 
-    The time limits of submitted jobs are multiplied by it, and so are times that tests expect.
-    """
-    return int(os.environ.get("CELLBLOCK_TEST_SLOWNESS", "1"))
+
+@pytest.fixture(scope="session")
+def thorough() -> bool:
+    return THOROUGH
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +149,47 @@ def start_playbook() -> Callable[..., subprocess.Popen[bytes]]:
         )
 
     return start
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """What a run of verify-isolation.yml left: exit status, output, the report and where it is."""
+
+    status: int
+    printed: str
+    directory: Path
+    report: Record
+
+
+@pytest.fixture(scope="session")
+def verify_isolation(
+    playbook: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Isolation]:
+    """Runs verify-isolation.yml."""
+
+    def run(*arguments: str) -> Isolation:
+        reports = tmp_path_factory.mktemp("reports")
+        where = ("-e", f"verify_isolation_report_dir={reports}")
+        done = playbook("verify-isolation.yml", *where, *arguments)
+        path = reports / "isolation.json"
+        report = json.loads(path.read_text()) if path.exists() else {}
+        return Isolation(done.returncode, done.stdout, reports, report)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def isolation(verify_isolation: Callable[..., Isolation]) -> Isolation:
+    """Who reaches whom on the fleet as it was provisioned: tried once, for all tests that read it."""
+    done = verify_isolation()
+    assert done.status == 0, done.printed
+    return done
+
+
+@pytest.fixture(scope="session")
+def report(isolation: Isolation) -> Record:
+    return isolation.report
 
 
 ENVIRONMENT: dict[str, Any] = {

@@ -13,18 +13,15 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.color import ANSIBLE_COLOR
 from ansible.utils.display import Display
-from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.engine.result_table import (
-    printable,
-)
 from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.fleet import (
     answers,
-    matrix,
     report,
+    verdict,
 )
-from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.fleet.model import (
-    FleetError,
-    parse_fleet,
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.fleet.probe_plan import (
+    plan_of,
 )
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.text import printable
 
 # Sentences under the matrix, and in the task's result; the files have all.
 SHOWN = 40
@@ -45,27 +42,23 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         _, args = self.validate_argument_spec(
             argument_spec={
-                "fleet": {"type": "dict", "required": True},
+                "plan": {"type": "dict", "required": True},
                 "name": {"type": "str", "required": True},
                 "observations": {"type": "dict", "required": True},
-                "vantages": {"type": "raw"},
-                "spoof_frames": {"type": "bool", "default": False},
                 "dest": {"type": "path", "required": True},
             }
         )
         nothing: dict[str, Any] = {"changed": False, "counts": {}, "differences": [], "files": []}
         if self._task.check_mode:
             return {**nothing, "skipped": True, "msg": "Check mode: nothing was tried."}
-        vantages = args["vantages"]
-        if isinstance(vantages, str):
-            vantages = [name.strip() for name in vantages.split(",") if name.strip()]
         try:
-            fleet = parse_fleet(args["fleet"])
-            plan = matrix.plan(fleet, vantages or None, spoof_frames=args["spoof_frames"])
-        except (FleetError, ValueError) as problem:
-            raise AnsibleActionFail(f"{problem}") from None
+            plan = plan_of(args["plan"]["request"])
+        except (KeyError, ValueError) as problem:
+            raise AnsibleActionFail(
+                f"plan is not what the filter probe_plan returns ({problem})."
+            ) from None
         full, observations = answers.observe(plan, args["observations"])
-        judged = matrix.judge(
+        judged = verdict.judge(
             full,
             observations,
             {host: seen.get("rules") or () for host, seen in args["observations"].items()},
@@ -84,7 +77,7 @@ class ActionModule(ActionBase):
         return result
 
 
-def write(judged: matrix.Report, run: report.Run, dest: Path) -> list[str]:
+def write(judged: verdict.Report, run: report.Run, dest: Path) -> list[str]:
     """The three files; each is complete or not there at all."""
     # Ansible itself may have changed to the playbook's directory.
     directory = Path(os.environ.get("PWD") or ".") / dest
@@ -108,7 +101,7 @@ def write(judged: matrix.Report, run: report.Run, dest: Path) -> list[str]:
     return written
 
 
-def show(judged: matrix.Report) -> None:
+def show(judged: verdict.Report) -> None:
     """The matrix as it is: a callback would quote it line by line. The log gets no colours."""
     display = Display()
     display.display("\n" + report.to_text(judged, bool(ANSIBLE_COLOR), SHOWN), screen_only=True)

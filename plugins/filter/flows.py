@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.fleet import model, rules
-from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.job_network import (
-    plan as jobs,
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.fleet import (
+    jobs,
+    model,
+    rules,
 )
-
-SLAVES = "worker_slaves"
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.job_network import plan
 
 
 def _addresses(host: str, variables: Mapping[str, Any]) -> Any:
@@ -40,14 +41,45 @@ def _addresses(host: str, variables: Mapping[str, Any]) -> Any:
 
 
 def _job_ranges(
-    job_range: str | Mapping[str, str] | None, slaves: Sequence[str]
+    job_range: str | Mapping[str, str] | None,
+    prefix_length: Any,
+    slaves: Sequence[str],
+    hostvars: Mapping[str, Any],
 ) -> Mapping[str, str]:
-    """The range of each slave: as it is written, or its share of the one network."""
+    """The range of each slave: as it is written, or its part of the one network."""
     if not job_range:
         return {}
     if isinstance(job_range, Mapping):
         return job_range
-    return jobs.slave_ranges(str(job_range), slaves, 1)
+    if prefix_length is None:
+        prefix_length = plan.RANGE_PREFIX_LENGTH
+    if not _is_number(prefix_length, 8, 30):
+        raise model.FleetError(
+            f"cellblock_job_range_prefix_length is {prefix_length!r}; write a number from 8 to 30"
+        )
+    numbers = {slave: _range_number(slave, hostvars[slave]) for slave in slaves}
+    return plan.deal_ranges(str(job_range), numbers, int(prefix_length))
+
+
+def _range_number(slave: str, variables: Mapping[str, Any]) -> int:
+    """Which part of the network for jobs is the slave's, from 1: as it is written, or the number at the end
+    of its name. So it does not depend on the other slaves.
+    """
+    number: Any = variables.get("cellblock_job_range_number")
+    if number is None:
+        found = re.search(r"[0-9]{1,6}$", slave)
+        number = int(found[0]) if found else None
+    if not _is_number(number, 1, 2**22):
+        shown = "ends in no number" if number is None else f"has the number {number!r}"
+        raise model.FleetError(
+            f"{slave}: its name {shown}, which would say which part of cellblock_job_range its jobs have;"
+            " set cellblock_job_range_number, from 1, or write cellblock_job_range as {slave: network}"
+        )
+    return int(number)
+
+
+def _is_number(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _job_ipv6_prefixes(
@@ -81,11 +113,13 @@ def fleet_model(
     hostvars: Mapping[str, Any],
     job_range: str | Mapping[str, str] | None = None,
     job_ipv6_prefix: str | Mapping[str, str] | None = None,
+    job_range_prefix_length: int | None = None,
 ) -> dict[str, Any]:
     """Everything declared as one plain dictionary, checked: what ``parse_fleet`` takes.
 
-    ``job_range`` is shared out to the slaves, or says which of them has which range;
-    ``job_ipv6_prefix`` is the one of all slaves, or says which of them has which. Hosts are those
+    ``job_range`` is one network, of which each slave has the part with its number
+    (``cellblock_job_range_number``, or the number at the end of its name), of ``job_range_prefix_length``
+    (27);    or it says which of them has which range. ``job_ipv6_prefix`` is the one of all slaves, or says which of them has which. Hosts are those
     that are in some group; one without ``cellblock_addresses`` has those that its ``ansible_host``
     or name resolves to.
     Where something is wrong, the dictionary has but one key: ``problem``, the sentence that says
@@ -103,8 +137,8 @@ def fleet_model(
         "external": external,
     }
     try:
-        slaves = groups.get(SLAVES, ())
-        data["job_networks"] = _job_ranges(job_range, slaves)
+        slaves = groups.get(model.SLAVES_GROUP, ())
+        data["job_networks"] = _job_ranges(job_range, job_range_prefix_length, slaves, hostvars)
         data["job_ipv6_prefixes"] = _job_ipv6_prefixes(
             job_ipv6_prefix, slaves, data["job_networks"]
         )
@@ -113,7 +147,7 @@ def fleet_model(
             host: _addresses(host, hostvars[host]) for host in groups["all"] if host in members
         }
         model.parse_fleet(data)
-    except model.FleetError as problem:
+    except (model.FleetError, plan.PlanError) as problem:
         return {"problem": str(problem)}
     return data
 
@@ -131,122 +165,46 @@ def host_rules(data: Mapping[str, Any], host: str) -> dict[str, Any]:
     return derived
 
 
+def affected_by(data: Mapping[str, Any], host: str) -> list[str]:
+    """The hosts that must be provisioned with ``host`` to know it (``fleet.rules.affected_by``)."""
+    derived: list[str] = _derived(data, lambda fleet: rules.affected_by(fleet, host))
+    return derived
+
+
 def clients(data: Mapping[str, Any], service: str) -> list[str]:
     """The addresses (CIDR) that may use ``service`` (``fleet.rules.clients``)."""
     derived: list[str] = _derived(data, lambda fleet: rules.clients(fleet, service))
     return derived
 
 
-def job_ranges(data: Mapping[str, Any]) -> dict[str, str]:
-    """The range of addresses (CIDR) that each slave gives its jobs; none without ranges."""
-    ranges: dict[str, str] = _derived(
-        data, lambda fleet: {slave: str(n) for slave, n in fleet.job_networks.items()}
-    )
-    return ranges
-
-
 def job_sources(data: Mapping[str, Any]) -> list[str]:
     """The addresses (CIDR) of jobs and of the slaves that run them: whoever is one of them is given
-    no more than a job (``job_network.plan.job_sources``).
+    no more than a job (``fleet.jobs.job_sources``).
     """
     derived: list[str] = _derived(data, jobs.job_sources)
     return derived
 
 
-def job_network(data: Mapping[str, Any], slave: str, slots: int) -> dict[str, Any]:
-    """What engine and guard of ``slave`` must know (``job_network.plan.job_network``)."""
-    derived: dict[str, Any] = _derived(
+def job_network(data: Mapping[str, Any] | None, slave: str) -> dict[str, Any] | None:
+    """What is declared about the network of a slave's jobs (``fleet.jobs.job_network``); None where it has no
+    range of addresses for them, or nothing is declared at all.
+    """
+    if not data:
+        return None
+    derived: dict[str, Any] | None = _derived(
         data,
-        lambda fleet: {
-            **jobs.job_network(fleet, slave, int(slots)),
-            "addresses": str(fleet.job_networks[slave]),
-            "mac_prefix": jobs.MAC_PREFIX,
-        },
+        lambda fleet: jobs.job_network(fleet, slave) if slave in fleet.job_networks else None,
     )
     return derived
 
 
-def job_segment_problem(network: Mapping[str, Any], interface: str, gateway: str) -> str:
-    """Why ``network`` (of ``cellblock.fleet.job_network``) cannot be on the segment of ``interface``
-    (address/length); empty when it can (``job_network.plan.segment_problem``).
-    """
-    slots = len(network["slots"])
-    return jobs.segment_problem(network["addresses"], slots, interface, gateway)
-
-
-def job_ipv6_segment_problem(network: Mapping[str, Any], interface: str, gateway: str) -> str:
-    """As ``job_segment_problem``, of the slots' IPv6 addresses: ``interface`` is an IPv6 address of the
-    parent, not link-local, with its length; either may be empty. Empty where slots have no IPv6
-    (``job_network.plan.ipv6_segment_problem``).
-    """
-    if "ipv6_prefix" not in network:
-        return ""
+def not_internet(networks: Sequence[str]) -> list[str]:
+    """These networks (CIDR, or addresses) and all that is never "the internet", as few as possible."""
     try:
-        return jobs.ipv6_segment_problem(
-            network["ipv6_prefix"],
-            network["addresses"],
-            len(network["slots"]),
-            interface or "",
-            gateway or "",
-        )
+        ours = [ipaddress.ip_network(network) for network in networks]
     except ValueError as problem:
-        raise AnsibleFilterError(f"cellblock.fleet.job_ipv6_segment_problem: {problem}") from None
-
-
-def ipv6_hex(address: str) -> str:
-    """An IPv6 address as a number, as nft takes it where it compares bits of a packet."""
-    try:
-        return f"0x{int(ipaddress.IPv6Address(address)):032x}"
-    except ValueError:
-        raise AnsibleFilterError(
-            f"cellblock.fleet.ipv6_hex: {address!r} is no IPv6 address"
-        ) from None
-
-
-def job_services(network: Mapping[str, Any]) -> list[list[Any]]:
-    """[address, protocol, port] of all that some policy of ``network`` (``cellblock.fleet.job_network``)
-    opens: what no guard may refuse. IPv4 first; IPv6 only where slots have it.
-    """
-    found = {
-        (ipaddress.ip_address(address), entry["protocol"], port)
-        for policy in network["policies"].values()
-        for entry in policy["allow"]
-        for address in entry["to"]
-        for port in entry["ports"]
-    }
-    in_order = sorted(found, key=lambda entry: (entry[0].version, *entry))
-    return [[str(address), protocol, port] for address, protocol, port in in_order]
-
-
-def job_denied(network: Mapping[str, Any], interface: str | Sequence[str] = "") -> list[str]:
-    """What no job reaches but for those services: ``denied`` of ``network``, the jobs' own ranges, and
-    the segments of ``interface`` (one address/length, or several) where jobs are on it. IPv4 first, then
-    IPv6, where a guard without IPv6 refuses it all anyway.
-    """
-    found = [ipaddress.ip_network(cidr) for cidr in (*network["denied"], network["addresses"])]
-    if "ipv6_prefix" in network:
-        found.append(
-            model.job_ipv6_network(
-                ipaddress.IPv6Network(network["ipv6_prefix"]),
-                ipaddress.IPv4Network(network["addresses"]),
-            )
-        )
-    interfaces = [interface] if isinstance(interface, str) else interface
-    found += [ipaddress.ip_interface(own).network for own in interfaces if own]
-    return rules.collapsed(found)
-
-
-def job_probe_mac(data: Mapping[str, Any], slave: str) -> str:
-    """The hardware address with which ``slave`` tries a clone: of the one address of its range that
-    no slot has, its last.
-    """
-    derived: str = _derived(
-        data,
-        lambda fleet: jobs.mac_address(
-            ipaddress.IPv4Address(fleet.job_networks[slave].broadcast_address)
-        ),
-    )
-    return derived
+        raise AnsibleFilterError(f"cellblock.fleet.not_internet: {problem}") from None
+    return rules.collapsed([*plan.SPECIAL_NETWORKS, *ours])
 
 
 class FilterModule:
@@ -257,14 +215,9 @@ class FilterModule:
         return {
             "fleet_model": fleet_model,
             "host_rules": host_rules,
+            "affected_by": affected_by,
             "clients": clients,
-            "job_ranges": job_ranges,
             "job_sources": job_sources,
             "job_network": job_network,
-            "job_segment_problem": job_segment_problem,
-            "job_ipv6_segment_problem": job_ipv6_segment_problem,
-            "ipv6_hex": ipv6_hex,
-            "job_services": job_services,
-            "job_denied": job_denied,
-            "job_probe_mac": job_probe_mac,
+            "not_internet": not_internet,
         }

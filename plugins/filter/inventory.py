@@ -1,11 +1,12 @@
-"""Filter for values that an inventory computes."""
+"""Filters for what an inventory says and computes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible.template import trust_as_template
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.fleet import model
 
 
 def trusted(value: str) -> str:
@@ -19,9 +20,16 @@ def trusted(value: str) -> str:
     return trusted_value
 
 
+def slave_problem(groups: Mapping[str, Sequence[str]], host: str) -> str:
+    """Why `host` may not run untrusted jobs, with the inventory's `groups`; empty when it may, or is
+    no slave (``fleet.model.slave_problem``).
+    """
+    return model.slave_problem(host, groups) or ""
+
+
 class FilterModule:
     """Entry point for Ansible."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """The filters by name."""
-        return {"trusted": trusted}
+        return {"slave_problem": slave_problem, "trusted": trusted}

@@ -7,29 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.fleet import answers, matrix
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.fleet import answers
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.fleet.completion import (
+    complete,
+)
 from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.fleet.model import (
     FleetError,
-    parse_fleet,
+)
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.fleet.probe_plan import (
+    involved_hosts,
+    plan_of,
 )
 
 # Of what a host says about its firewall.
 MOST_DIFFERENCES = 100
 LONGEST_LINE = 500
-
-
-def _plan(
-    data: Mapping[str, Any], vantages: Sequence[str] | str | None, spoof_frames: bool
-) -> matrix.Plan:
-    """The plan; ``vantages`` is a list, or names with commas between them; empty means all."""
-    if isinstance(vantages, str):
-        vantages = [name.strip() for name in vantages.split(",") if name.strip()]
-    try:
-        return matrix.plan(parse_fleet(data), vantages or None, spoof_frames=spoof_frames)
-    except FleetError as problem:
-        raise AnsibleFilterError(str(problem)) from None
-    except ValueError as problem:
-        raise AnsibleFilterError(f"verify_isolation_vantages: {problem}") from None
 
 
 def probe_plan(
@@ -40,36 +32,47 @@ def probe_plan(
     """Who takes part in a probe of the fleet `data` (see the filter cellblock.fleet.fleet_model).
 
     Returns `hosts` (names in the inventory), `vantages` (those of them, `controller` and sandboxes
-    that try), `listeners`: by host, what the module network_probe is to listen on, and `siblings`: by
-    slave, what in a network slot there. `vantages` limits who tries to a list of names, or a text
-    with commas. Raises AnsibleFilterError for a name that is no vantage.
+    that try), `listeners`: by host, what the module network_probe is to listen on, `siblings`: by
+    slave, what in a network slot there, and `request`, from which the filter probe_targets and the
+    module isolation_report make the same plan again. `vantages` limits who tries to a list of names,
+    or a text with commas. Raises AnsibleFilterError for a name that is no vantage.
+
+    What is declared is read here once, before any host was asked anything: a captured host may
+    return facts, which Ansible by default puts above the inventory's variables.
     """
-    made = _plan(data, vantages, spoof_frames)
+    if isinstance(vantages, str):
+        vantages = [name.strip() for name in vantages.split(",") if name.strip()]
+    request = {"fleet": data, "vantages": list(vantages or ()), "spoof_frames": spoof_frames}
+    try:
+        plan = plan_of(request)
+    except FleetError as problem:
+        raise AnsibleFilterError(str(problem)) from None
+    except ValueError as problem:
+        raise AnsibleFilterError(f"verify_isolation_vantages: {problem}") from None
     return {
-        "hosts": list(matrix.involved_hosts(made.fleet)),
-        "vantages": list(made.vantages),
-        "listeners": made.listeners(),
-        "siblings": made.siblings(),
+        "request": request,
+        "hosts": list(involved_hosts(plan.fleet)),
+        "vantages": list(plan.vantages),
+        "listeners": plan.listeners(),
+        "siblings": plan.siblings(),
     }
 
 
 def probe_targets(
-    data: Mapping[str, Any],
-    listening: Mapping[str, Any],
-    vantages: Sequence[str] | str | None = None,
-    spoof_frames: bool = False,
+    plan: Mapping[str, Any], listening: Mapping[str, Any]
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """By host (and `controller`), the `targets` and `sandboxes` for the module network_probe.
 
-    `listening`: by host (and `controller`), what the module returned for `state: listening`. What a
-    host returned that the module never would is left out here and named in the report.
+    `plan` is what probe_plan returned. `listening`: by host (and `controller`), what the module
+    returned for `state: listening`. What a host returned that the module never would is left out
+    here and named in the report.
     """
-    made = _plan(data, vantages, spoof_frames)
-    full = matrix.complete(made, answers.listening(made, listening))
-    targets, boxes = full.targets(), full.sandboxes()
+    made = plan_of(plan["request"])
+    full = complete(made, answers.listening(made, listening))
+    targets, sandboxes = full.targets(), full.sandboxes()
     return {
-        name: {"targets": targets.get(name, []), "sandboxes": boxes.get(name, [])}
-        for name in {**targets, **boxes}
+        name: {"targets": targets.get(name, []), "sandboxes": sandboxes.get(name, [])}
+        for name in {**targets, **sandboxes}
     }
 
 

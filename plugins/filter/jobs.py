@@ -10,8 +10,10 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.engine import (
     result_table as table,
 )
-from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.engine.job import (
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.engine.job_file import (
     load_job_data,
+)
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.engine.job_parser import (
     parse_job,
 )
 from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.errors import (

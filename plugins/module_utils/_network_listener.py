@@ -124,7 +124,7 @@ def check_listeners(listeners: Sequence[Listener]) -> None:
         if port is None:
             raise ProbeError(f"listener {name}: port is missing; {listener['protocol']} needs one.")
         if not 1 <= port <= 65535:
-            raise ProbeError(f"listener {name}: port {port} is none; use 1 to 65535.")
+            raise ProbeError(f"listener {name}: port is {port}; use 1 to 65535.")
 
 
 def _plain(listener: Listener) -> dict[str, Any]:

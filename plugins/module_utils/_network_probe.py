@@ -140,7 +140,7 @@ def check_targets(targets: Sequence[Target]) -> None:
         if protocol in ("tcp", "udp", "spoofed_udp") and port is None:
             raise ProbeError(f"target {name}: port is missing; {protocol} needs one.")
         if port is not None and not 1 <= port <= 65535:
-            raise ProbeError(f"target {name}: port {port} is none; use 1 to 65535.")
+            raise ProbeError(f"target {name}: port is {port}; use 1 to 65535.")
         needed = {
             "neighbour": ("interface",),
             "spoofed_udp": ("source",),

@@ -92,7 +92,7 @@ def start_sibling(
     if not slots:
         return None
     if slots == 1:
-        return {"problem": "it has one network slot only; give it two (macvlan_slots)"}
+        return {"problem": "it has one network slot only; give it two (job_network_slots)"}
     arguments = {"listeners": list(listeners), "duration_s": duration_s, "state_dir": STATE_DIR}
     try:
         return _started(
@@ -121,12 +121,12 @@ def probe(sandboxes: Sequence[Sandbox], timeout_ms: int) -> dict[str, dict[str, 
 
 def _probed(sandbox: Sandbox, timeout_ms: int) -> dict[str, Any]:
     targets: list[Mapping[str, Any]] = list(sandbox["targets"])
-    asked = {"targets": targets, "timeout_ms": timeout_ms}
+    request = {"targets": targets, "timeout_ms": timeout_ms}
     # Twice for two batches; what is waited for besides is the host's business.
     limit_s = (_network_probe.PATIENCE + 1) * timeout_ms / 1000 + _MORE_S
     try:
         if sandbox["kind"] == "job":
-            printed = _run_job(str(sandbox["policy"]), asked, limit_s)
+            printed = _run_job(str(sandbox["policy"]), request, limit_s)
         else:
             command = _in_slot(str(sandbox["policy"]))
             if sandbox["kind"] == "sibling":
@@ -134,7 +134,7 @@ def _probed(sandbox: Sandbox, timeout_ms: int) -> dict[str, Any]:
                 if pid is None:
                     raise SandboxError("its listener has ended")
                 command = ["nsenter", f"--net=/proc/{pid}/ns/net", "--"]
-            printed = _run(command + _python(), _program((_network_probe,), asked), limit_s)
+            printed = _run(command + _python(), _program((_network_probe,), request), limit_s)
         return {"results": _results(printed, targets)}
     except SandboxError as problem:
         return {"problem": str(problem)}
@@ -144,15 +144,15 @@ def _results(printed: str, targets: Sequence[Mapping[str, Any]]) -> list[dict[st
     """What the program printed, if it is about ``targets``."""
     try:
         results: list[dict[str, Any]] = json.loads(printed)["results"]
-        told = [result["id"] for result in results]
+        answered = [result["id"] for result in results]
     except (ValueError, KeyError, TypeError):
         raise SandboxError(f"the prober printed no results but {_quoted(printed)}") from None
-    if told != [target["id"] for target in targets]:
+    if answered != [target["id"] for target in targets]:
         raise SandboxError("the prober's results are not those of its targets")
     return results
 
 
-def _run_job(policy: str, asked: Mapping[str, Any], limit_s: float) -> str:
+def _run_job(policy: str, request: Mapping[str, Any], limit_s: float) -> str:
     job = {
         "name": f"isolation-probe-{policy}",
         "environment": ENVIRONMENT,
@@ -161,7 +161,7 @@ def _run_job(policy: str, asked: Mapping[str, Any], limit_s: float) -> str:
             {
                 "name": "probe",
                 "command": ["python3", "probe.py"],
-                "stdin": {"text": json.dumps(asked)},
+                "stdin": {"text": json.dumps(request)},
                 "network": policy,
                 "constraints": {**_CONSTRAINTS, "wall_time_ms": int(min(limit_s, _JOB_S) * 1000)},
             }

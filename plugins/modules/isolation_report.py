@@ -16,8 +16,8 @@ description:
   - Runs on the controller alone, as an action. What the hosts saw is taken from the variables that
     C(playbooks/verify-isolation.yml) registers, see O(observations).
 options:
-  fleet:
-    description: What is declared, as the filter C(cellblock.fleet.fleet_model) returns it.
+  plan:
+    description: What was to be tried, as the filter C(cellblock.fleet.probe_plan) returned it.
     type: dict
     required: true
   name:
@@ -33,13 +33,6 @@ options:
         makes what depends on it unproven, and nothing else.
     type: dict
     required: true
-  vantages:
-    description: The same as was given to the filter C(cellblock.fleet.probe_plan).
-    type: raw
-  spoof_frames:
-    description: The same as was given to the filter C(cellblock.fleet.probe_plan).
-    type: bool
-    default: false
   dest:
     description: Directory on the controller for the report. Created when it is missing. Relative to
       the directory that ansible-playbook was started in.
@@ -61,7 +54,7 @@ author:
 EXAMPLES = r"""
 - name: Report
   cellblock.fleet.isolation_report:
-    fleet: "{{ cellblock_fleet }}"
+    plan: "{{ plan }}"
     name: mine
     dest: reports
     observations:
@@ -99,11 +92,9 @@ def main() -> None:
     """The action of the same name does it all, on the controller."""
     module = AnsibleModule(
         argument_spec={
-            "fleet": {"type": "dict", "required": True},
+            "plan": {"type": "dict", "required": True},
             "name": {"type": "str", "required": True},
             "observations": {"type": "dict", "required": True},
-            "vantages": {"type": "raw"},
-            "spoof_frames": {"type": "bool", "default": False},
             "dest": {"type": "path", "required": True},
         },
         supports_check_mode=True,

@@ -14,7 +14,8 @@ version_added: 0.1.0
 description:
   - Runs one job or a list of jobs in nsjail on the host and returns one record per job.
   - A job that fails is a result, not a failed task, unless O(fail_on) says so.
-  - All jobs are checked before the first is run, so that a mistake in one of them runs none.
+  - The jobs go to the host in one request; all are checked before the first is run, so that a mistake
+    in one of them runs none.
   - Jobs leave nothing on the host, so that the task never reports a change.
   - The number of jobs that run at the same time is the host's; the rest waits.
   - Cancelling the play ends the jobs.
@@ -104,7 +105,7 @@ results:
       description: The first verdict of its stages that is not V(ok) or V(skipped), else V(ok).
       type: str
     queue_time_ms:
-      description: How long the job waited for a free slot.
+      description: How long the job waited, from when it was checked until it was started.
       type: float
     error:
       description: Present only when there is no record because the service failed; with C(code) and C(text).

@@ -34,6 +34,10 @@ class CellblockError(Exception):
         }
 
 
+class Cancelled(Exception):
+    """The client asked for the job's end, or went away."""
+
+
 class InvalidJobError(CellblockError):
     """The job, as written, cannot be run on any host; ``subject`` is the field."""
 

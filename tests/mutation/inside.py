@@ -28,11 +28,14 @@ from packets import ICMP, ICMPV6, TCP, UDP
 from prober import IN, OUT, QUIET_S, Cell, Difference, Prober
 from vantages import Vantages
 
-from cellblock.engine.job import parse_job
+from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
-from cellblock.job_network import network
-from cellblock.job_network.network import INTERFACE, Access, NetworkConfig, Reach
-from cellblock.job_network.slots import HOST_END, Slot
+from cellblock.job_network.access import Access
+from cellblock.job_network.plan import HOST_END, INTERFACE
+from cellblock.job_network.policy import EgressRule, EgressRules
+from cellblock.job_network.rules import closed_rules, open_rules
+from cellblock.job_network.section import NetworkConfig
+from cellblock.job_network.slots import Slot
 from cellblock.linux.netlink import Netlink, inside, new_namespace
 from cellblock.linux.nft import Nft, NftError
 
@@ -285,8 +288,7 @@ def slot_layers(fleet: expected.Fleet, facts: dict[str, Any], ipv6: bool) -> lis
     config = NetworkConfig.parse(facts["ipv6_engine" if ipv6 else "engine"], "network")
     with inside(slave):
         slot = Slot(0, config, Netlink(), Path(tempfile.mkdtemp()))
-    mac = ":".join(f"{byte:02x}" for byte in config.mac(0))
-    other_mac = ":".join(f"{byte:02x}" for byte in config.mac(1))
+    mac, other_mac = config.mac(0), config.mac(1)
     # The namespace's own settings are a layer too: opened.
     sysctl(slot.namespace, **QUIET, ipv4__conf__job0__rp_filter="0")
     for name in ("all", "default", "lo", "job0"):
@@ -302,7 +304,7 @@ def slot_layers(fleet: expected.Fleet, facts: dict[str, Any], ipv6: bool) -> lis
     with inside(slot.namespace):
         nft = Nft()
     prober = Prober(slot.namespace, "job0", mac, world, "world0")
-    closed, netdev = network.closed_rules(config, 0).split("table netdev", 1)
+    closed, netdev = closed_rules(config, 0).split("table netdev", 1)
     # What waits for a policy does not answer ARP: no matter of who may reach whom.
     inet = closed.split("table arp", 1)[0]
     layers = []
@@ -316,12 +318,12 @@ def slot_layers(fleet: expected.Fleet, facts: dict[str, Any], ipv6: bool) -> lis
     for policy, more in policies:
         stage = {"name": "run", "command": ["true"], "network": policy, **more}
         parsed = parse_job({"environment": "base", "stages": [stage]}).stages[0]
-        access = Access.of(parsed, "stages[0]", config, "slave1")
+        access = Access.of(parsed.network, parsed.network_allow, "stages[0]", config, "slave1")
         texts = [(policy, access, listed if more else "")]
         if more:
             # The engine refuses a list with forbidden addresses; opened, the rules must.
-            everything = Reach(None, "tcp", (8080,))
-            opened = replace(access, after_denied=(everything,))
+            everything = EgressRule(None, "tcp", (8080,))
+            opened = replace(access, rules=EgressRules(services=(), internet=(everything,)))
             texts.append(("allow, all of 0.0.0.0/0", opened, "0.0.0.0/0"))
         for name, ready, entry in texts:
             limits = StageConstraints(
@@ -329,7 +331,7 @@ def slot_layers(fleet: expected.Fleet, facts: dict[str, Any], ipv6: bool) -> lis
                 network_connections=10**5,
                 network_connections_per_second=10**6,
             )
-            opening = network.open_rules(config, ready, limits).splitlines()
+            opening = open_rules(config, ready, limits).splitlines()
             text = inet + "\n".join(c for c in opening if not c.startswith("add rule arp"))
             cells = expected.slot_cells(fleet, address, slot_ipv6, text, policy, entry)
             widened = policy == "internet" or entry == "0.0.0.0/0"
@@ -396,7 +398,7 @@ def guarded(
             sysctl(slave, **{f"ipv6__conf__{name}__{k}": v for k, v in values.items()})
             sysctl(slave, **{f"ipv4__conf__{name}__rp_filter": "0"})
             ip(slave, f"link set {name} arp off")
-    macs = [":".join(f"{byte:02x}" for byte in config.mac(number)) for number in range(2)]
+    macs = [config.mac(number) for number in range(2)]
     return slave, world, slots, macs
 
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,15 @@ sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
 
 import equivalent  # noqa: E402
 
-from cellblock.fleet.model import NOT_INTERNET, parse_fleet  # noqa: E402
-from cellblock.job_network.plan import job_network  # noqa: E402
+from cellblock.fleet.jobs import job_network  # noqa: E402
+from cellblock.fleet.model import parse_fleet  # noqa: E402
+from cellblock.job_network.guard import GuardedHost, guard_rules  # noqa: E402
+from cellblock.job_network.plan import SPECIAL_NETWORKS, probe_mac  # noqa: E402
+from cellblock.job_network.section import (  # noqa: E402
+    NetworkConfig,
+    SegmentEnd,
+    compose_section,
+)
 
 NUMBERS = {"handler1": 11, "database1": 12, "memory1": 13, "cache1": 14, "master1": 15,
            "slave1": 21, "slave2": 22}  # fmt: skip
@@ -39,8 +47,11 @@ GROUPS = {
     "worker_slaves": ["slave1", "slave2"],
 }
 MUTATED = ["slave1", "master1", "cache1", "database1"]  # the longest first
-GUARDED_SLOTS = 2
-IPV6_PREFIX = "fd00:cb::/64"
+SLOTS, GUARDED_SLOTS = 4, 2
+RANGE, IPV6_PREFIX = "10.213.0.128/27", "fd00:cb::/64"
+END = SegmentEnd("cellblock0", 24, "10.213.0.30")
+SLOTS_IPV6: dict[str, Any] = {"ipv6_prefix_length": 64, "ipv6_gateway": "fd00:cb::30"}
+GUARDED_IPV6: dict[str, Any] = {"ipv6_prefix_length": 64, "ipv6_gateway": "fe80::30"}
 TIME_LIMIT_S = 900
 
 
@@ -59,46 +70,43 @@ def facts() -> dict[str, Any]:
         },
         "flows": declared["cellblock_flows"],
         "job_flows": declared["cellblock_job_flows"],
-        "job_networks": {"slave1": "10.213.0.128/27"},
-    }
-    fleet = parse_fleet(data)
-    jobs = job_network(fleet, "slave1", 4)
-    policies = {name: p for name, p in jobs["policies"].items() if name != "none"}
-    engine = {
-        "mode": "macvlan",
-        "parent": "cellblock0",
-        "slots": 4,
-        "addresses": "10.213.0.128/27",
-        "prefix_length": 24,
-        "gateway": "10.213.0.30",
-        "mac_prefix": "02:cb:00",
-        "resolvers": jobs["resolvers"],
-        "denied": jobs["denied"],
-        "policies": policies,
+        "job_networks": {"slave1": RANGE},
     }
     with_ipv6 = {**data, "job_ipv6_prefixes": {"slave1": IPV6_PREFIX}}
-    ipv6_policies = job_network(parse_fleet(with_ipv6), "slave1", 4)["policies"]
-    made = prepared(data, with_ipv6)
+    jobs = job_network(parse_fleet(data), "slave1")
+    ipv6_jobs = job_network(parse_fleet(with_ipv6), "slave1")
     return {
         **data,
-        **made,
+        **prepared(data, with_ipv6),
+        "guards": guards(jobs, END),
+        "ipv6_guards": guards(ipv6_jobs, replace(END, **GUARDED_IPV6)),
+        "probe_mac": probe_mac(RANGE),
         "job_address": "10.213.0.128",
-        "job_network": "10.213.0.128/27",
+        "job_network": RANGE,
         "internet": ["198.51.100.10", "2001:db8:113::10"],
         "unroutable": ["10.99.0.5", "fd00:99::5"],
-        "special": [str(network) for network in NOT_INTERNET],
+        "special": [str(network) for network in SPECIAL_NETWORKS],
         "ipv6_prefix": IPV6_PREFIX,
-        "engine": engine,
-        "ipv6_engine": {
-            **engine,
-            "policies": {name: p for name, p in ipv6_policies.items() if name != "none"},
-            "ipv6": {"prefix": IPV6_PREFIX, "prefix_length": 64, "gateway": "fd00:cb::30"},
-        },
+        "engine": compose_section(jobs, SLOTS, END),
+        "ipv6_engine": compose_section(ipv6_jobs, SLOTS, replace(END, **SLOTS_IPV6)),
+    }
+
+
+def guards(declared: Mapping[str, Any], end: SegmentEnd) -> dict[str, str]:
+    """The rules around all jobs of a slave, by the mode."""
+    host = GuardedHost("slave1", "eth0", ["10.213.0.21", "10.213.0.29"])
+    sections = {
+        "macvlan": compose_section(declared, GUARDED_SLOTS, end),
+        "routed": compose_section(declared, GUARDED_SLOTS, None),
+    }
+    return {
+        mode: guard_rules(NetworkConfig.parse(section, mode), host)
+        for mode, section in sections.items()
     }
 
 
 def prepared(data: Mapping[str, Any], with_ipv6: Mapping[str, Any]) -> dict[str, Any]:
-    """The host image and the rules that Ansible makes of the fleet ``data``, and of the one whose jobs
+    """The host image and the firewalls that Ansible makes of the fleet ``data``, and of the one whose jobs
     have IPv6: see prepare.yml."""
     with tempfile.TemporaryDirectory() as directory:
         output, options = Path(directory) / "output.json", Path(directory) / "options.json"
@@ -106,7 +114,6 @@ def prepared(data: Mapping[str, Any], with_ipv6: Mapping[str, Any]) -> dict[str,
             "mutation_fleet": data,
             "mutation_ipv6_fleet": with_ipv6,
             "mutation_hosts": MUTATED,
-            "mutation_slots": GUARDED_SLOTS,
             "mutation_output": str(output),
         }
         options.write_text(json.dumps(given))

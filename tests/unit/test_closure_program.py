@@ -1,4 +1,4 @@
-"""The closure's program: what it makes of its counters. That they count is for molecule/firewall."""
+"""The closure's program: what it makes of its counters. That they count is for molecule/fleet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = ROOT / "roles" / "local_fleet" / "files" / "closure"
+PROGRAM = ROOT / "roles" / "local_fleet" / "files" / "closure.py"
 
 # Answers `nft --json list counters table FAMILY TABLE` with the file FAMILY.
 NFT = """#!/bin/sh

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cellblock.fleet.model import CONTROLLER, Fleet, FleetError, parse_fleet
-from cellblock.fleet.rules import clients, host_rules
+from cellblock.fleet.rules import affected_by, clients, host_rules
 
 DECLARED: dict[str, Any] = {
     "groups": {
@@ -298,6 +298,27 @@ def test_jobs_come_to_the_cache_server_alone() -> None:
     assert "forward" not in rules
 
 
+def test_who_must_hear_of_a_host() -> None:
+    fleet = parse_fleet({**declared(), "job_networks": RANGES})
+    assert affected_by(fleet, "slave1") == ["cache"]
+    assert affected_by(fleet, "db") == ["master"]
+    assert affected_by(fleet, "cache") == ["slave1", "slave2"]
+    assert affected_by(fleet, "outside1") == []
+    # Its address is not the internet: whoever may reach that has it among the exceptions.
+    public = declared()
+    public["addresses"]["slave2"] = ["203.0.113.22"]
+    assert affected_by(parse_fleet(public), "slave2") == ["cache", "master"]
+
+
+def test_policies_are_those_that_jobs_can_name() -> None:
+    assert set(parse_fleet(declared(job_flows__none=[])).job_flows) >= {"none", "internet"}
+    with pytest.raises(FleetError) as caught:
+        parse_fleet(declared(job_flows__packages=[]))
+    assert str(caught.value) == (
+        "cellblock_job_flows.packages: there is no such policy; known are none, cache, internet"
+    )
+
+
 @pytest.mark.parametrize(
     ("ranges", "complaint"),
     [
@@ -341,6 +362,7 @@ def test_ipv6_addresses_of_jobs_are_made_from_their_ipv4_addresses() -> None:
 def test_without_a_prefix_no_job_has_ipv6() -> None:
     fleet = parse_fleet({**declared(), "job_networks": RANGES})
     assert fleet.job_ipv6_networks == {} == fleet.job_ipv6_prefixes
+    nothing: Any
     for nothing in ({}, None):
         assert parse_fleet(with_ipv6(nothing)) == fleet
 
@@ -348,7 +370,7 @@ def test_without_a_prefix_no_job_has_ipv6() -> None:
 @pytest.mark.parametrize(
     ("prefixes", "complaint"),
     [
-        ({"db": PREFIX}, "db: has an IPv6 prefix for jobs but is no slave; take it away"),
+        ({"db": PREFIX}, "db: has an IPv6 prefix for jobs but is no slave; remove it"),
         ({"slave1": "jobs"}, "(cellblock_job_ipv6_prefix) 'jobs' is no network ("),
         ({"slave1": None}, "(cellblock_job_ipv6_prefix) None is no network ("),
         ({"slave1": "2001:db8:1:2::1/64"}, "is no network (2001:db8:1:2::1/64 has host bits set)"),

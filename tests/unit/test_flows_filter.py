@@ -76,31 +76,75 @@ def test_declared_addresses_are_literals(declared: Any, says: str) -> None:
     assert data["problem"].startswith(says)
 
 
-def test_a_range_for_jobs_is_shared_out_or_given_to_each() -> None:
-    hostvars = {
-        name: {"ansible_host": f"10.0.0.{number}"} for number, name in enumerate("ab", start=1)
+def slaves(*names: str, **variables: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {"ansible_host": f"10.0.0.{number}", **variables.get(name, {})}
+        for number, name in enumerate(names, start=1)
     }
-    shared = {"a": "10.0.1.0/25", "b": "10.0.1.128/25"}
-    assert model_of(hostvars, job_range="10.0.1.0/24")["job_networks"] == shared
-    assert model_of(hostvars, job_range={"b": "10.0.2.0/24"})["job_networks"] == {
-        "b": "10.0.2.0/24"
-    }
+
+
+def ranges_of(hostvars: dict[str, Any], **more: Any) -> Any:
+    settings = {"job_range": "10.0.1.0/24", **more}
+    data = model_of({"a": {"ansible_host": "10.0.9.9"}, **hostvars}, **settings)
+    return data.get("job_networks", data.get("problem"))
+
+
+def test_a_range_for_jobs_is_that_of_the_slaves_number_or_given_to_each() -> None:
+    hostvars = slaves("a", "b2", a={"cellblock_job_range_number": 8})
+    dealt = {"a": "10.0.1.224/27", "b2": "10.0.1.32/27"}
+    assert ranges_of(hostvars) == dealt
+    assert ranges_of(hostvars, job_range_prefix_length=28)["b2"] == "10.0.1.16/28"
+    # The number that is written counts, not the name's.
+    named = slaves(
+        "a", "b2", a={"cellblock_job_range_number": 1}, b2={"cellblock_job_range_number": 3}
+    )
+    assert ranges_of(named)["b2"] == "10.0.1.64/27"
+    # Whoever comes or goes, in whatever order: the others stay.
+    more = slaves("c1", "b2", "d3", "a", a={"cellblock_job_range_number": 8})
+    assert {slave: ranges_of(more)[slave] for slave in dealt} == dealt
+    assert ranges_of(slaves("a", a={"cellblock_job_range_number": 8})) == {"a": dealt["a"]}
+    assert ranges_of(hostvars, job_range={"b2": "10.0.2.0/24"}) == {"b2": "10.0.2.0/24"}
+    nothing: Any
     for nothing in (None, "", {}):
-        assert model_of(hostvars, job_range=nothing)["job_networks"] == {}
+        assert ranges_of(hostvars, job_range=nothing) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        (
+            "b",
+            {},
+            "b: its name ends in no number, which would say which part of cellblock_job_range",
+        ),
+        ("b0", {}, "b0: its name has the number 0"),
+        ("b1", {"cellblock_job_range_number": "2"}, "b1: its name has the number '2'"),
+        ("b9", {}, "has too few addresses: it has 8 ranges of /27, and b9 is number 9"),
+        ("b8", {"prefix_length": 31}, "cellblock_job_range_prefix_length is 31; write a number"),
+        ("b8", {"prefix_length": "27"}, "cellblock_job_range_prefix_length is '27'"),
+    ],
+)
+def test_numbers_of_ranges_refused(name: str, settings: dict[str, Any], says: str) -> None:
+    length = settings.pop("prefix_length", None)
+    found = ranges_of(
+        slaves("a", name, **{name: settings, "a": {"cellblock_job_range_number": 7}}),
+        job_range_prefix_length=length,
+    )
+    assert isinstance(found, str)
+    assert says in found
 
 
 def test_an_ipv6_prefix_for_jobs_is_that_of_all_who_have_a_range_or_given_to_each() -> None:
-    hostvars = {
-        name: {"ansible_host": f"10.0.0.{number}"} for number, name in enumerate("ab", start=1)
-    }
+    hostvars = slaves("a", "b2", a={"cellblock_job_range_number": 1})
     prefix = "2001:db8:1:2::/64"
 
     def prefixes(value: Any, job_range: Any = "10.0.1.0/24") -> Any:
         return model_of(hostvars, job_range=job_range, job_ipv6_prefix=value)["job_ipv6_prefixes"]
 
-    assert prefixes(prefix) == {"a": prefix, "b": prefix}
-    assert prefixes(prefix, {"b": "10.0.2.0/24"}) == {"b": prefix}
+    assert prefixes(prefix) == {"a": prefix, "b2": prefix}
+    assert prefixes(prefix, {"b2": "10.0.2.0/24"}) == {"b2": prefix}
     assert prefixes({"a": prefix}) == {"a": prefix}
+    nothing: Any
     for nothing in (None, "", {}):
         assert prefixes(nothing) == {}
     assert model_of(hostvars, job_range="10.0.1.0/24")["job_ipv6_prefixes"] == {}
@@ -123,7 +167,7 @@ def test_an_ipv6_prefix_for_jobs_is_that_of_all_who_have_a_range_or_given_to_eac
     ],
 )
 def test_ipv6_prefixes_for_jobs_refused(prefix: Any, job_range: Any, says: str) -> None:
-    hostvars = {"a": {"ansible_host": "10.0.0.1"}}
+    hostvars = {"a": {"ansible_host": "10.0.0.1", "cellblock_job_range_number": 1}}
     data = model_of(hostvars, job_range=job_range, job_ipv6_prefix=prefix)
     assert list(data) == ["problem"]
     assert says in data["problem"]

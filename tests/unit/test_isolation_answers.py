@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from ansible_collections.cellblock.fleet.plugins.filter import isolation
 
-from cellblock.fleet import answers, matrix, report
+from cellblock.fleet import answers, report, verdict
 
-from .test_isolation_report import HOSTILE, parsed
+from .test_isolation_report import HOSTILE, RUN, parsed
 from .test_isolation_sandboxes import World, declared
 
 WORLD = World()
 Change = Callable[[dict[str, Any]], Any]
 
 
-def told(change: Change | None = None) -> dict[str, Any]:
+def responses(change: Change | None = None) -> dict[str, Any]:
     """What all hosts answered; ``change`` is done to the answers of s.
 
     Who tried what follows from the first answers, as in the playbook: no host answers more than the
@@ -32,7 +33,7 @@ def told(change: Change | None = None) -> dict[str, Any]:
     if change:
         change(seen["s"])
     first = {host: parts["listening"] for host, parts in seen.items()}
-    given = isolation.probe_targets(declared(), first)
+    given = isolation.probe_targets(isolation.probe_plan(declared()), first)
     for host, parts in seen.items():
         if host == "s" and first["s"] == WORLD.seen["s"]["listening"]:
             continue
@@ -46,8 +47,8 @@ def told(change: Change | None = None) -> dict[str, Any]:
     return seen
 
 
-def judge(seen: dict[str, Any]) -> matrix.Report:
-    return matrix.judge(*answers.observe(WORLD.plan, seen))
+def judge(seen: dict[str, Any]) -> verdict.Report:
+    return verdict.judge(*answers.observe(WORLD.plan, seen))
 
 
 def at(path: str, value: Any) -> Change:
@@ -159,7 +160,7 @@ CASES: list[tuple[str, Any, str]] = [
     (BOX, {"problem": 7}, "sandboxes.slot.problem is no text"),
     (f"{BOX}.results.0.evidence", 7, "sandboxes.slot.results[0].evidence is no text"),
     (f"{BOX}.results", lambda r: r + r, "was not asked for, or is there twice"),
-    ("collected", [], None),
+    ("collected", [], "the answer is no mapping"),
     ("collected.was_running", "yes", "was_running is neither true nor false"),
     ("collected.received", DROP, "received is missing"),
     ("collected.received", [RECORD] * 20_001, "received has 20001 entries, at most 20000"),
@@ -176,11 +177,10 @@ CASES: list[tuple[str, Any, str]] = [
     (SIBLING, "x", "sandboxes.sibling is no mapping"),
     (f"{SIBLING}.received", None, "sandboxes.sibling.received is no list"),
 ]  # fmt: skip
-CASES = [(*case[:2], case[2] or "the answer is no mapping") for case in CASES]
 
 
 def test_honest_answers_are_taken_as_they_are() -> None:
-    seen = told()
+    seen = responses()
     full, observations = answers.observe(WORLD.plan, seen)
     assert observations == seen
     assert full == WORLD.full
@@ -190,7 +190,7 @@ def test_honest_answers_are_taken_as_they_are() -> None:
 
 @pytest.mark.parametrize(("path", "value", "says"), CASES)
 def test_what_makes_no_sense_is_that_hosts_problem(path: str, value: Any, says: str) -> None:
-    seen = told(at(path, value))
+    seen = responses(at(path, value))
     _, observations = answers.observe(WORLD.plan, seen)
     problem = observations["s"]["problem"]
     assert problem.startswith("what it returned makes no sense (")
@@ -209,7 +209,7 @@ def test_what_makes_no_sense_is_that_hosts_problem(path: str, value: Any, says: 
 @pytest.mark.parametrize("part", ["listening", "probed", "collected"])
 def test_a_leak_that_others_saw_stays_one(part: str) -> None:
     """What a captured host gets by talking nonsense is no better verdict on what it did."""
-    seen = told(at(part, {"nonsense": 1}))
+    seen = responses(at(part, {"nonsense": 1}))
     (result,) = [r for r in seen["t"]["probed"]["results"] if r["id"] == "c/quiet/ipv4/0"]
     result["outcome"] = "open"
     judged = judge(seen)
@@ -218,11 +218,11 @@ def test_a_leak_that_others_saw_stays_one(part: str) -> None:
 
 def test_a_host_that_failed_its_task_made_no_plan_either() -> None:
     """Filter and report agree on who is left out; else all others would have answered too much."""
-    seen = told(at("listening.failed", True))
+    seen = responses(at("listening.failed", True))
     full = answers.observe(WORLD.plan, seen)[0]
     first = {host: parts["listening"] for host, parts in seen.items()}
     assert "s" not in answers.listening(WORLD.plan, first)
-    given = isolation.probe_targets(declared(), first)
+    given = isolation.probe_targets(isolation.probe_plan(declared()), first)
     assert given["t"]["targets"] == full.targets()["t"]
     assert not any(t["id"].startswith("s/sibling") for t in given["t"]["targets"])
 
@@ -249,13 +249,46 @@ def test_results_of_tasks(result: Any, problem: str | None) -> None:
 def test_a_large_answer_takes_no_time() -> None:
     change = at("collected.received", [RECORD] * 20_000)
     began = time.monotonic()
-    judge(told(change))
+    judge(responses(change))
     assert time.monotonic() - began < 5
+
+
+def text_fields(value: Any, path: str = "") -> Iterator[str]:
+    """Where text is in an answer; of a list, in its first entry."""
+    if isinstance(value, str):
+        yield path
+    entries = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value[:1])
+        if isinstance(value, list)
+        else ()
+    )
+    for key, entry in entries:
+        yield from text_fields(entry, f"{path}.{key}" if path else str(key))
+
+
+@pytest.mark.parametrize("path", list(text_fields({**WORLD.seen["s"], "rules": ["x"]})))
+def test_no_text_of_a_host_acts_anywhere(path: str) -> None:
+    """Whatever text it is, it is refused, or shown, but never acted upon."""
+    seen = responses()
+    seen["s"]["rules"] = ["x"]
+    at(path, HOSTILE)(seen["s"])
+    full, observations = answers.observe(WORLD.plan, seen)
+    judged = verdict.judge(full, observations, {"s": seen["s"]["rules"]})
+    as_json = report.to_json(judged, RUN)
+    page, picture = report.to_html(judged, RUN, as_json), report.to_svg(judged)
+    ElementTree.fromstring(picture)
+    for text in (page, picture):
+        assert "script" not in {tag for tag, _ in parsed(text).tags}
+        assert not any("onload" in attributes for _, attributes in parsed(text).tags)
+    for text in (page, picture, as_json, report.to_text(judged, colour=False)):
+        assert not {"\x1b", "\u202e"} & set(text)
 
 
 def test_nothing_that_a_host_said_acts_in_the_report() -> None:
     """In every place whose text the report shows."""
-    seen = told(at(f"{JOBS}", {"problem": HOSTILE}))
+    seen = responses(at(f"{JOBS}", {"problem": HOSTILE}))
     seen["t"]["probed"]["sandboxes"]["cache"] = {"problem": HOSTILE}
     seen["t"]["listening"]["interfaces"][0]["name"] = HOSTILE
     for result in seen["t"]["probed"]["results"]:
@@ -265,10 +298,9 @@ def test_nothing_that_a_host_said_acts_in_the_report() -> None:
     shown = report.to_text(judged, colour=False)
     assert shown.count("\\x1b[2J") > 2
     assert "\x1b" not in shown
-    run = report.Run("x", report.datetime(2030, 1, 1, tzinfo=report.UTC))
-    page = report.to_html(judged, run, report.to_json(judged, run))
+    page = report.to_html(judged, RUN, report.to_json(judged, RUN))
     assert "&lt;script&gt;" in page
     assert "script" not in {tag for tag, _ in parsed(page).tags}
     assert not any("onload" in attributes for _, attributes in parsed(page).tags)
-    for text in (page, report.to_svg(judged), report.to_json(judged, run)):
+    for text in (page, report.to_svg(judged), report.to_json(judged, RUN)):
         assert not {"\x1b", "\u202e"} & set(text)

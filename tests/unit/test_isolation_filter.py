@@ -52,11 +52,11 @@ def test_owners_of_outside_addresses_take_part() -> None:
 
 def test_targets_do_without_hosts_that_failed() -> None:
     world = World()
-    full = isolation.probe_targets(declared(), world.listening())
+    full = isolation.probe_targets(isolation.probe_plan(declared()), world.listening())
     assert {name: entry["targets"] for name, entry in full.items()} == world.full.targets()
     assert not any(entry["sandboxes"] for entry in full.values())
     seen = {**world.listening(), "b": {"unreachable": True, "msg": "no"}, "c": {}}
-    fewer = isolation.probe_targets(declared(), seen)
+    fewer = isolation.probe_targets(isolation.probe_plan(declared()), seen)
     paths = {(t["id"].split("/")[0], t["id"].split("/")[2]) for t in fewer["a"]["targets"]}
     assert paths == {(h, p) for h in "abc" for p in ("ipv4", "ipv6")} | {
         ("a", "link_local"), ("far", "ipv4"),

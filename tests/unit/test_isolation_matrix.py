@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cellblock.fleet import matrix
+from cellblock.fleet import completion, probe_plan, verdict
 from cellblock.fleet.model import parse_fleet
 
 NUMBERS = {"controller": 1, "a": 11, "b": 12, "c": 13}
@@ -64,7 +64,7 @@ class World:
 
     def __init__(self, data: dict[str, Any] | None = None, **options: Any) -> None:
         vantages = options.pop("vantages", None)
-        self.plan = matrix.plan(parse_fleet(data or declared()), vantages, **options)
+        self.plan = probe_plan.plan(parse_fleet(data or declared()), vantages, **options)
         self.links = {name: link(name) for name in NUMBERS}
         self.drift: dict[str, list[str]] = {}
         self.changes: list[Callable[[], None]] = []
@@ -93,23 +93,23 @@ class World:
                     "half_open": [],
                 },
             }
-        self.full = matrix.complete(self.plan, self.listening())
+        self.full = completion.complete(self.plan, self.listening())
         for cell in self.full.cells:
-            is_open = cell.flow is not None or cell.kind == matrix.CONTROL
+            is_open = cell.flow is not None or cell.kind == probe_plan.CONTROL
             for probe in cell.probes:
                 self.add(cell, probe, is_open)
 
     def listening(self) -> dict[str, Any]:
         return {name: seen["listening"] for name, seen in self.seen.items() if "listening" in seen}
 
-    def add(self, cell: matrix.Cell, probe: matrix.Probe, is_open: bool) -> None:
+    def add(self, cell: probe_plan.Cell, probe: probe_plan.Probe, is_open: bool) -> None:
         results = self.seen[cell.vantage]["probed"]["results"]
         result: dict[str, Any] = {
             "id": probe.id,
             "outcome": "open" if is_open else "filtered",
             "evidence": "answered in 1 ms" if is_open else "no answer in 9 ms",
         }
-        if cell.kind in (matrix.SPOOFED, matrix.SPOOFED_FRAME):
+        if cell.kind in (probe_plan.SPOOFED, probe_plan.SPOOFED_FRAME):
             result |= {"outcome": "sent", "evidence": "sent twice"}
         if cell.service.protocol == "tcp":
             result |= {"source": NUMBERS[cell.vantage], "source_port": 40000 + len(results)}
@@ -139,10 +139,12 @@ class World:
         result |= {"outcome": outcome, "evidence": f"<{outcome}>"}
         return result
 
-    def judge(self) -> matrix.Report:
-        return matrix.judge(matrix.complete(self.plan, self.listening()), self.seen, self.drift)
+    def judge(self) -> verdict.Report:
+        return verdict.judge(
+            completion.complete(self.plan, self.listening()), self.seen, self.drift
+        )
 
-    def finding(self, vantage: str, ident: str, kind: str = matrix.SERVICE) -> matrix.Finding:
+    def finding(self, vantage: str, ident: str, kind: str = probe_plan.SERVICE) -> verdict.Finding:
         target, service, path = ident.split("/")[:3]
         (found,) = [
             f
@@ -367,7 +369,7 @@ FORGED_CASES: list[tuple[str, Change, str, str]] = [
 )
 def test_verdict_on_forged_packets(world: World, change: Change, verdict: str, says: str) -> None:
     change(world)
-    finding = world.finding("a", FORGED, matrix.SPOOFED)
+    finding = world.finding("a", FORGED, probe_plan.SPOOFED)
     assert finding.verdict == verdict
     assert says in finding.sentence
     assert finding.cell.claimed == "controller"
@@ -406,8 +408,8 @@ def test_rules_that_differ_are_not_green(world: World) -> None:
 
 
 def test_a_run_that_tried_nothing_is_not_green() -> None:
-    empty = matrix.Plan(parse_fleet(declared()), (), ())
-    assert not matrix.judge(empty, {}).is_green
+    empty = probe_plan.Plan(parse_fleet(declared()), (), ())
+    assert not verdict.judge(empty, {}).is_green
 
 
 def test_leaks_come_first(world: World) -> None:
@@ -448,7 +450,7 @@ def test_leaks_come_first(world: World) -> None:
     ],
 )  # fmt: skip
 def test_gaps_are_unproven(more: dict[str, Any], says: str) -> None:
-    assert matrix.plan(parse_fleet(declared())).gaps == ()
+    assert probe_plan.plan(parse_fleet(declared())).gaps == ()
     report = World(declared(**more)).judge()
     assert any(gap.startswith(says) for gap in report.plan.gaps), report.plan.gaps
     assert not report.is_green
@@ -492,14 +494,14 @@ def test_the_outside_that_a_host_plays_is_not_tried_from_here() -> None:
     )
     tried = {
         (cell.vantage, cell.kind)
-        for cell in matrix.plan(parse_fleet(data)).cells
+        for cell in probe_plan.plan(parse_fleet(data)).cells
         if cell.target == "far"
     }
     assert tried == {("a", "service"), ("b", "service"), ("c", "control")}
 
 
 def test_limited_vantages_keep_their_controls() -> None:
-    made = matrix.plan(parse_fleet(declared()), ["c"])
+    made = probe_plan.plan(parse_fleet(declared()), ["c"])
     vantages = Counter((cell.vantage, cell.kind) for cell in made.cells)
     assert set(vantages) == {
         ("c", "service"), ("c", "control"), ("a", "control"), ("b", "control"),
@@ -507,7 +509,7 @@ def test_limited_vantages_keep_their_controls() -> None:
     }  # fmt: skip
     assert World(vantages=["c"]).judge().is_green
     with pytest.raises(ValueError, match="d is no vantage; there are controller, a, b, c"):
-        matrix.plan(parse_fleet(declared()), ["d"])
+        probe_plan.plan(parse_fleet(declared()), ["d"])
 
 
 def test_listeners_and_targets_are_what_the_module_takes(world: World) -> None:
@@ -558,7 +560,7 @@ def test_only_declared_answers_are_waited_for_longer(world: World) -> None:
 
 
 def test_frames_are_forged_only_when_asked_for(world: World) -> None:
-    assert not any(cell.kind == matrix.SPOOFED_FRAME for cell in world.full.cells)
+    assert not any(cell.kind == probe_plan.SPOOFED_FRAME for cell in world.full.cells)
     framed = World(spoof_frames=True)
     (target,) = [t for t in framed.full.targets()["a"] if t["id"] == "b/ping/ipv4/frame"]
     assert (target["interface"], target["mac"]) == ("eth-a", "02:00:00:00:00:0c")
@@ -569,8 +571,8 @@ def test_nothing_is_forged_that_nobody_could_hear(world: World) -> None:
         entry["ipv4"] = "busy"
     forged = {
         (cell.target, cell.path)
-        for cell in matrix.complete(world.plan, world.listening()).cells
-        if cell.kind == matrix.SPOOFED
+        for cell in completion.complete(world.plan, world.listening()).cells
+        if cell.kind == probe_plan.SPOOFED
     }
     assert ("b", "ipv4") not in forged
     assert {("b", "ipv6"), ("c", "ipv4")} <= forged
@@ -598,7 +600,7 @@ def test_an_address_that_another_host_claims_is_a_gap(world: World) -> None:
     assert "fd00::abcd" in tried
     assert not world.full.gaps
     world.seen["a"]["listening"]["own_addresses"].append("fd00::abcd")
-    claimed = matrix.complete(world.plan, world.listening())
+    claimed = completion.complete(world.plan, world.listening())
     assert "fd00::abcd" not in {p.address for cell in claimed.cells for p in cell.probes}
     [gap] = claimed.gaps
     assert gap.startswith("b has the address fd00::abcd, and a says that it has it too")
@@ -650,7 +652,7 @@ def test_plan_of_eight_hosts_takes_no_time_and_is_always_the_same() -> None:
         f"s{n}": {"groups": ["fleet"], "protocol": "tcp", "port": n} for n in range(1, 9)
     }
     begun = time.perf_counter()
-    made = matrix.plan(parse_fleet(data))
+    made = probe_plan.plan(parse_fleet(data))
     assert time.perf_counter() - begun < 1
-    assert made.targets() == matrix.plan(parse_fleet(data)).targets()
+    assert made.targets() == probe_plan.plan(parse_fleet(data)).targets()
     assert len(made.cells) > 1000

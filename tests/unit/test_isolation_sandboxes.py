@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from ansible_collections.cellblock.fleet.plugins.filter import isolation
 
-from cellblock.fleet import matrix, report
+from cellblock.fleet import completion, probe_plan, report
 from cellblock.fleet.model import parse_fleet
+from cellblock.fleet.verdict import Finding, Report, judge
 
 NUMBERS = {"controller": 1, "c": 14, "s": 21, "t": 22}
 SLOTS = {"s": "10.0.0.128", "t": "10.0.0.192"}
@@ -80,7 +81,7 @@ class World:
     """Observations of a fleet that is as declared, to be changed in one place."""
 
     def __init__(self, network: Callable[[str], Any] | None = None, **more: Any) -> None:
-        self.plan = matrix.plan(parse_fleet(declared(**more)))
+        self.plan = probe_plan.plan(parse_fleet(declared(**more)))
         self.seen: dict[str, dict[str, Any]] = {}
         for name, number in NUMBERS.items():
             addresses = [f"10.0.0.{number}/24", f"fd00::{number}/64", f"fe80::{number}/64"]
@@ -102,10 +103,10 @@ class World:
             }
             self.seen[slave]["listening"]["job_network"] = network(slave) if network else own
             self.seen[slave]["collected"]["sandboxes"]["sibling"] = account(f"in {slave}")
-        self.full = matrix.complete(self.plan, self.listening())
+        self.full = completion.complete(self.plan, self.listening())
         for cell in self.full.cells:
             for probe in cell.probes:
-                self.add(cell, probe, cell.flow is not None or cell.kind == matrix.CONTROL)
+                self.add(cell, probe, cell.flow is not None or cell.kind == probe_plan.CONTROL)
 
     def listening(self) -> dict[str, Any]:
         return {name: seen["listening"] for name, seen in self.seen.items()}
@@ -120,14 +121,14 @@ class World:
         )
         return found
 
-    def add(self, cell: matrix.Cell, probe: matrix.Probe, is_open: bool) -> None:
+    def add(self, cell: probe_plan.Cell, probe: probe_plan.Probe, is_open: bool) -> None:
         result = {
             "id": probe.id,
             "outcome": "open" if is_open else "filtered",
             "evidence": "answered" if is_open else "no answer",
             "payload": f"{cell.vantage}>{probe.id}",
         }
-        if cell.kind in (matrix.SPOOFED, matrix.SPOOFED_FRAME):
+        if cell.kind in (probe_plan.SPOOFED, probe_plan.SPOOFED_FRAME):
             result |= {"outcome": "sent", "evidence": "sent twice"}
         self.results(cell.vantage).append(result)
         if is_open:
@@ -145,10 +146,10 @@ class World:
         (found,) = [entry for entry in self.results(vantage) if entry["id"] == ident]
         return found
 
-    def judge(self) -> matrix.Report:
-        return matrix.judge(matrix.complete(self.plan, self.listening()), self.seen)
+    def judge(self) -> Report:
+        return judge(completion.complete(self.plan, self.listening()), self.seen)
 
-    def finding(self, vantage: str, ident: str) -> matrix.Finding:
+    def finding(self, vantage: str, ident: str) -> Finding:
         (found,) = [
             f
             for f in self.judge().findings
@@ -203,7 +204,7 @@ def slot_with(*addresses: str) -> Callable[[str], Any]:
     """The slot that s holds has these addresses too."""
 
     def network(slave: str) -> dict[str, Any]:
-        listeners = matrix.plan(parse_fleet(declared())).siblings()[slave]["listeners"]
+        listeners = probe_plan.plan(parse_fleet(declared())).siblings()[slave]["listeners"]
         more = addresses if slave == "s" else ()
         return {
             **heard(listeners, f"in {slave}"),
@@ -215,11 +216,11 @@ def slot_with(*addresses: str) -> Callable[[str], Any]:
     return network
 
 
-def reached_over_ipv6(judged: matrix.Report) -> set[tuple[str, str, str]]:
+def reached_over_ipv6(judged: Report) -> set[tuple[str, str, str]]:
     return {
         (f.cell.vantage, f.cell.target, f.cell.service.name)
         for f in judged.findings
-        if f.is_reached and f.cell.path == matrix.IPV6 and "/" in f.cell.vantage
+        if f.is_reached and f.cell.path == probe_plan.IPV6 and "/" in f.cell.vantage
     }
 
 
@@ -238,7 +239,7 @@ def test_where_a_slave_has_ipv6_for_jobs_they_reach_what_their_policy_allows() -
         ("s/slot", "c", "dns"),
         ("s/slot", "far", "web"),
     }
-    assert not any(f.is_reached for f in judged.findings if f.cell.path == matrix.LINK_LOCAL)
+    assert not any(f.is_reached for f in judged.findings if f.cell.path == probe_plan.LINK_LOCAL)
     # Without the setting, with slots that are the same: nothing.
     without = World(slot_with(f"{IPV6_OF_S}/64"), **ranges_for_jobs()).judge()
     assert reached_over_ipv6(without) == set()
@@ -274,16 +275,16 @@ def test_another_job_is_tried_at_its_ipv6_address_and_at_no_link_local_one() -> 
         IPV6_OF_S,
     ]
     cells = [c for c in world.full.cells if c.target == "s/sibling"]
-    assert {c.path for c in cells} == {matrix.IPV4, matrix.IPV6}
-    assert {c.vantage for c in cells if c.path == matrix.IPV6} == {
+    assert {c.path for c in cells} == {probe_plan.IPV4, probe_plan.IPV6}
+    assert {c.vantage for c in cells if c.path == probe_plan.IPV6} == {
         *("controller", "c", "s", "t", "s/sibling"),
         *(f"{slave}/{what}" for slave in "st" for what in SANDBOXES),
     }
     assert not any(c.flow for c in cells)
-    assert {c.path for c in world.full.cells if c.target == "t/sibling"} == {matrix.IPV4}
+    assert {c.path for c in world.full.cells if c.target == "t/sibling"} == {probe_plan.IPV4}
     # From a slot without an IPv6 address that is declared, too.
     undeclared = World(slot_with(f"{IPV6_OF_S}/64"))
-    assert any(c.target == "s/sibling" and c.path == matrix.IPV6 for c in undeclared.full.cells)
+    assert any(c.target == "s/sibling" and c.path == probe_plan.IPV6 for c in undeclared.full.cells)
 
 
 def test_a_slot_without_the_ipv6_address_that_is_declared_is_a_gap() -> None:
@@ -300,11 +301,11 @@ def test_a_slot_without_the_ipv6_address_that_is_declared_is_a_gap() -> None:
 
 def test_every_vantage_tries_every_job_and_no_flow_leads_there() -> None:
     cells = [c for c in World().full.cells if c.target == "s/sibling"]
-    assert {c.vantage for c in cells if c.kind == matrix.SERVICE} == {
+    assert {c.vantage for c in cells if c.kind == probe_plan.SERVICE} == {
         *("controller", "c", "s", "t"),
         *(f"{slave}/{what}" for slave in "st" for what in SANDBOXES),
     }
-    assert {c.vantage for c in cells if c.kind == matrix.CONTROL} == {"s/sibling"}
+    assert {c.vantage for c in cells if c.kind == probe_plan.CONTROL} == {"s/sibling"}
     assert not any(c.flow for c in cells)
     assert {c.service.name for c in cells} == {"ping", "quiet"}
 
@@ -315,14 +316,14 @@ def test_jobs_try_every_path_of_their_own_slave() -> None:
         for c in World().full.cells
         if (c.vantage, c.target) == ("s/internet", "s")
     }
-    assert set(cells) == {(s, p) for s in ("ping", "quiet") for p in matrix.PATHS}
+    assert set(cells) == {(s, p) for s in ("ping", "quiet") for p in probe_plan.PATHS}
     (probe,) = cells["quiet", "link_local"]
     assert (probe.address, probe.interface) == ("fe80::21", "job0")
 
 
 def test_without_an_interface_link_local_addresses_are_tried_without_one() -> None:
     probes = [
-        p for c in World().full.cells if c.vantage == "s/none" and c.path == matrix.LINK_LOCAL
+        p for c in World().full.cells if c.vantage == "s/none" and c.path == probe_plan.LINK_LOCAL
         for p in c.probes
     ]  # fmt: skip
     assert probes
@@ -331,7 +332,9 @@ def test_without_an_interface_link_local_addresses_are_tried_without_one() -> No
 
 def test_only_root_in_a_slot_forges() -> None:
     world = World()
-    forged = [c for c in world.full.cells if c.kind in (matrix.SPOOFED, matrix.SPOOFED_FRAME)]
+    forged = [
+        c for c in world.full.cells if c.kind in (probe_plan.SPOOFED, probe_plan.SPOOFED_FRAME)
+    ]
     assert {c.vantage for c in forged if "/" in c.vantage} == {"s/slot", "t/slot"}
     from_slot = [c for c in forged if (c.vantage, c.target) == ("s/slot", "c")]
     macs = {(p.protocol, p.mac, p.source_mac) for c in from_slot for p in c.probes}
@@ -343,7 +346,7 @@ def test_only_root_in_a_slot_forges() -> None:
     }
     assert {c.claimed for c in from_slot} == {"controller"}
     # Frames of hosts are tried on demand only.
-    assert not any(c.kind == matrix.SPOOFED_FRAME for c in forged if c.vantage == "s")
+    assert not any(c.kind == probe_plan.SPOOFED_FRAME for c in forged if c.vantage == "s")
 
 
 QUIET, PING, CACHE, CACHE6 = "c/quiet/ipv4/0", "c/ping/ipv4/0", "c/cache/ipv4/0", "c/cache/ipv6/0"
@@ -426,7 +429,7 @@ def test_verdict(change: Change, vantage: str, ident: str, verdict: str, says: s
     world = World()
     change(world)
     if "problem" in world.seen["s"]:
-        judged = matrix.judge(world.full, world.seen)
+        judged = judge(world.full, world.seen)
         (finding,) = [
             f
             for f in judged.findings
@@ -474,20 +477,20 @@ def test_a_slave_that_cannot_hold_a_slot_is_a_gap() -> None:
 
 
 def test_without_flows_of_jobs_there_are_no_sandboxes() -> None:
-    assert matrix.sandboxes(parse_fleet(declared(job_flows={}))) == {}
-    assert matrix.sandboxes(parse_fleet(declared(job_flows={"none": []}))) == {}
+    assert probe_plan.sandboxes(parse_fleet(declared(job_flows={}))) == {}
+    assert probe_plan.sandboxes(parse_fleet(declared(job_flows={"none": []}))) == {}
 
 
 def test_sandboxes_can_be_chosen_as_vantages() -> None:
-    plan = matrix.plan(parse_fleet(declared()), ["s/internet", "t"])
+    plan = probe_plan.plan(parse_fleet(declared()), ["s/internet", "t"])
     assert plan.vantages == ("s/internet", "t")
     with pytest.raises(ValueError, match="s/sibling is no vantage"):
-        matrix.plan(parse_fleet(declared()), ["s/sibling"])
+        probe_plan.plan(parse_fleet(declared()), ["s/sibling"])
 
 
 def test_what_the_module_is_given() -> None:
     world = World()
-    given = isolation.probe_targets(declared(), world.listening())
+    given = isolation.probe_targets(isolation.probe_plan(declared()), world.listening())
     json.dumps(given)
     assert set(given) == {"controller", "c", "s", "t"}
     assert given["c"]["sandboxes"] == []

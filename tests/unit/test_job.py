@@ -8,11 +8,23 @@ from typing import Any
 
 import pytest
 
-from cellblock.engine.job import as_request, load_job, load_job_data, parse_job
+from cellblock.engine.job import Job
+from cellblock.engine.job_file import as_request, load_job_data
+from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import DEFAULT_MAXIMA, LIMITS, StageConstraints, parse_maxima
-from cellblock.errors import InvalidJobError, JobFileError, LimitAboveMaximumError
+from cellblock.errors import (
+    HostSetupError,
+    InvalidJobError,
+    JobFileError,
+    LimitAboveMaximumError,
+)
+from cellblock.validate import Value
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
+
+
+def load_job(path: Path) -> Job:
+    return parse_job(load_job_data(path))
 
 
 def job(**changes: Any) -> dict[str, Any]:
@@ -186,13 +198,13 @@ def test_less_memory_than_default_scratch_lowers_the_scratch() -> None:
 def test_all_limits_above_their_maximum_are_listed() -> None:
     constraints = StageConstraints.parse({"cpu_time_ms": "1000s", "processes": 5000}, "x")
     with pytest.raises(LimitAboveMaximumError) as caught:
-        constraints.check_maxima(DEFAULT_MAXIMA, "stages[0].constraints")
+        constraints.refuse_above(DEFAULT_MAXIMA, "stages[0].constraints")
     assert "cpu_time_ms is 1000000, the maximum is 120000 milliseconds" in str(caught.value)
     assert "processes is 5000" in str(caught.value)
 
 
 def test_maxima_of_a_host_override_the_defaults() -> None:
-    maxima = parse_maxima({"memory_bytes": "4GiB"}, "maxima")
+    maxima = parse_maxima(Value({"memory_bytes": "4GiB"}, "maxima", HostSetupError))
     assert maxima["memory_bytes"] == 4 * 2**30
     assert maxima["processes"] == DEFAULT_MAXIMA["processes"]
 

@@ -68,7 +68,7 @@ def test_table_of_violations_and_signals() -> None:
 
 
 def test_what_jobs_wrote_is_shown_but_cannot_act_on_the_terminal() -> None:
-    stage = {
+    stage: dict[str, Any] = {
         "name": "run",
         "verdict": "ok",
         "violations": [],

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cellblock.engine.job import Stage, parse_job
+from cellblock.engine.job import Stage
+from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
 from cellblock.errors import (
     ForbiddenDestinationError,
@@ -19,8 +20,11 @@ from cellblock.errors import (
     UnresolvedNameError,
     UnsupportedNetworkError,
 )
-from cellblock.job_network import network
-from cellblock.job_network.network import Access, NetworkConfig
+from cellblock.job_network import access as network
+from cellblock.job_network.access import Access
+from cellblock.job_network.plan import ROUTED_GATEWAY
+from cellblock.job_network.rules import open_rules
+from cellblock.job_network.section import NetworkConfig
 
 CACHE = {"to": ["10.213.0.14/32"], "protocol": "tcp", "ports": [3142]}
 
@@ -39,8 +43,11 @@ def section(**changes: Any) -> dict[str, Any]:
         "resolvers": ["10.213.0.14"],
         "denied": ["192.0.2.0/24", "2001:db8::/32"],
         "policies": {
-            "cache": {"allow": [CACHE]},
-            "internet": {"allow": [CACHE], "internet": [{"protocol": "tcp", "ports": [80, 443]}]},
+            "cache": {"services": [CACHE]},
+            "internet": {
+                "services": [CACHE],
+                "internet": [{"protocol": "tcp", "ports": [80, 443]}],
+            },
         },
         "guard": {"tables": [["inet", "cellblock"]]},
         **changes,
@@ -58,6 +65,10 @@ def stage(**fields: Any) -> Stage:
     ).stages[0]
 
 
+def access_of(wanted: Stage, known: NetworkConfig, resolve: Any = None) -> Access:
+    return Access.of(wanted.network, wanted.network_allow, "stages[0]", known, "slave1", resolve)
+
+
 def names(table: Mapping[str, Sequence[str]]) -> Any:
     return lambda wanted, ipv6: {name: [IPv4Address(a) for a in table[name]] for name in wanted}
 
@@ -65,19 +76,27 @@ def names(table: Mapping[str, Sequence[str]]) -> Any:
 def allow(to: str, table: Mapping[str, Sequence[str]] | None = None, **changes: Any) -> Access:
     entry = {"to": to, "protocol": "tcp", "ports": [443]}
     wanted = stage(network="allow", network_allow=[entry])
-    return Access.of(wanted, "stages[0]", config(**changes), "slave1", names(table or {}))
+    return access_of(wanted, config(**changes), names(table or {}))
 
 
 def test_addresses_of_slots() -> None:
     parsed = config()
     assert str(parsed.address(3)) == "10.213.0.131"
-    assert parsed.mac(3) == bytes.fromhex("02cb00d50083")
+    assert parsed.mac(3) == "02:cb:00:d5:00:83"
     assert len({parsed.mac(slot) for slot in range(parsed.slots)}) == parsed.slots
 
 
 def test_denied_has_the_segment_and_what_the_host_adds() -> None:
     denied = config(addresses="198.51.100.64/28", gateway="198.51.100.1").all_denied()
-    for address in ("10.1.2.3", "169.254.169.254", "127.0.0.1", "192.0.2.1", "198.51.100.200"):
+    azure = "168.63.129.16"
+    for address in (
+        "10.1.2.3",
+        "169.254.169.254",
+        "127.0.0.1",
+        "192.0.2.1",
+        "198.51.100.200",
+        azure,
+    ):
         assert any(IPv4Address(address) in entry for entry in denied), address
     assert not any(IPv4Address("8.8.8.8") in entry for entry in denied)
     assert IPv4Network("0.0.0.0/0") not in denied
@@ -120,9 +139,13 @@ def test_denied_has_the_segment_and_what_the_host_adds() -> None:
         ({"ipv6": {"prefix": "fd00::/64"}}, ".ipv6.gateway", "write an address"),
         ({"mode": "routed", "ipv6": IPV6}, ".ipv6.prefix_length", "not a known field"),
         ({"policies": {"all": {}}}, ".policies.all", "not a known field"),
-        ({"policies": {"cache": {"allow": [{**CACHE, "to": []}]}}}, ".to", "one or more"),
-        ({"policies": {"cache": {"allow": [{**CACHE, "ports": [0]}]}}}, ".ports[0]", "65535"),
-        ({"policies": {"cache": {"allow": [{**CACHE, "protocol": "icmp"}]}}}, ".protocol", "tcp"),
+        ({"policies": {"cache": {"services": [{**CACHE, "to": []}]}}}, ".to", "one or more"),
+        ({"policies": {"cache": {"services": [{**CACHE, "ports": [0]}]}}}, ".ports[0]", "65535"),
+        (
+            {"policies": {"cache": {"services": [{**CACHE, "protocol": "icmp"}]}}},
+            ".protocol",
+            "tcp",
+        ),
         ({"guard": {"tables": ["inet"]}}, ".guard.tables[0]", "family and name"),
         ({"gate": 1}, ".gate", "not a known field"),
     ],
@@ -138,20 +161,18 @@ def test_what_is_wrong_in_the_section(changes: Any, field: str, complaint: str) 
 def test_the_hosts_own_policies_have_the_hosts_names() -> None:
     known = config(names={"cache": ["10.213.0.14", "10.213.0.15"]})
     for policy in ("cache", "internet"):
-        hosts = Access.of(stage(network=policy), "s", known, "h").hosts
+        hosts = access_of(stage(network=policy), known).hosts
         assert hosts.endswith("10.213.0.14\tcache\n10.213.0.15\tcache\n")
     # A list of the job's own reaches nothing of the host's.
     listed = stage(
         network="allow", network_allow=[{"to": "198.51.100.9", "protocol": "tcp", "ports": [1]}]
     )
-    assert "\tcache" not in Access.of(listed, "s", known, "h").hosts.replace(
-        "localhost cellblock", ""
-    )
+    assert "\tcache" not in access_of(listed, known).hosts.replace("localhost cellblock", "")
 
 
 def test_routed_mode_needs_no_segment() -> None:
     parsed = config(mode="routed", parent=..., gateway=..., prefix_length=..., slots=32)
-    assert (parsed.prefix_length, parsed.gateway) == (32, network.ROUTED_GATEWAY)
+    assert (parsed.prefix_length, parsed.gateway) == (32, ROUTED_GATEWAY)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +198,7 @@ def test_names_are_pinned() -> None:
     access = allow("mirror.example", {"mirror.example": ["198.51.100.10", "203.0.113.10"]})
     assert "198.51.100.10\tmirror.example\n203.0.113.10\tmirror.example\n" in access.hosts
     assert "nameserver" not in access.resolv_conf
-    rules = network.open_rules(config(), access, StageConstraints())
+    rules = open_rules(config(), access, StageConstraints())
     assert "ip daddr { 198.51.100.10/32, 203.0.113.10/32 } tcp dport 443 goto opening" in rules
 
 
@@ -241,9 +262,9 @@ def test_a_name_with_many_addresses(monkeypatch: pytest.MonkeyPatch, excess: int
 
 
 def test_policies_of_the_host() -> None:
-    internet = Access.of(stage(network="internet"), "stages[0]", config(), "slave1")
+    internet = access_of(stage(network="internet"), config())
     assert internet.resolv_conf == "nameserver 10.213.0.14\n"
-    lines = network.open_rules(config(), internet, StageConstraints()).splitlines()
+    lines = open_rules(config(), internet, StageConstraints()).splitlines()
     chain = [line.partition(" allowed ")[2] for line in lines if " allowed " in line]
     assert chain == [
         "ip daddr 10.213.0.14/32 tcp dport 3142 goto opening",
@@ -251,7 +272,7 @@ def test_policies_of_the_host() -> None:
         "tcp dport { 80, 443 } goto opening",
     ]
     with pytest.raises(UnsupportedNetworkError, match="slave1 has no rules for; use one of none"):
-        Access.of(stage(network="cache"), "stages[0]", config(policies={}), "slave1")
+        access_of(stage(network="cache"), config(policies={}))
 
 
 @pytest.mark.parametrize(
@@ -297,19 +318,19 @@ def test_entries_that_make_no_sense(changes: Any, field: str) -> None:
 
 def test_ipv6_of_slots() -> None:
     assert config().ipv6_address(0) is None
-    assert config().all_denied_ipv6() == ()
+    assert {network.version for network in config().all_denied()} == {4}
     parsed = config(ipv6=IPV6)
     assert str(parsed.ipv6_address(3)) == "fd00:cb::ad5:83"
     denied = config(
         ipv6={**IPV6, "prefix": "2001:db8:1:2::/64", "prefix_length": 56}, denied=["2a00::/64"]
-    ).all_denied_ipv6()
+    ).all_denied()
     for address in """::1 ::ffff:10.0.0.1 64:ff9b::a00:1 100::1 2001::1 2002:a00:1:: fc00::1 fd00::1
         fe80::1 fec0::1 ff02::1 2001:db8:1:ff::1 2a00::1 8000::1 5f00::1""".split():
         assert any(IPv6Address(address) in network for network in denied), address
     for address in ("2001:db8:2::1", "2606:4700::1", "2a00:0:0:1::1", "2001:200::1", "3fff:8::1"):
         assert not any(IPv6Address(address) in network for network in denied), address
     routed = config(mode="routed", ipv6={"prefix": "2001:db8:1:2::/64"}, denied=[])
-    assert IPv6Network("2001:db8:1:2::ad5:80/123") in routed.all_denied_ipv6()
+    assert IPv6Network("2001:db8:1:2::ad5:80/123") in routed.all_denied()
 
 
 def test_allow_lists_with_ipv6() -> None:
@@ -329,7 +350,7 @@ def test_allow_lists_with_ipv6() -> None:
         {"to": "2001:db8:3::/48", "protocol": "udp", "ports": [53]},
     ]
     wanted = stage(network="allow", network_allow=entries)
-    made = Access.of(wanted, "stages[0]", config(**open_denied), "slave1", resolve)
+    made = access_of(wanted, config(**open_denied), resolve)
     assert asked == [True]
     assert made.hosts.splitlines() == [
         "127.0.0.1\tlocalhost cellblock",
@@ -337,7 +358,7 @@ def test_allow_lists_with_ipv6() -> None:
         "198.51.100.7\tmirror.example",
         "2001:db8:2::7\tmirror.example",
     ]
-    rules = network.open_rules(config(**open_denied), made, StageConstraints())
+    rules = open_rules(config(**open_denied), made, StageConstraints())
     assert "allowed ip daddr 198.51.100.7/32 tcp dport 443 goto opening" in rules
     assert "allowed ip6 daddr 2001:db8:2::7/128 tcp dport 443 goto opening" in rules
     assert "allowed ip6 daddr 2001:db8:3::/48 udp dport 53 goto opening" in rules

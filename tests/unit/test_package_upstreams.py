@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def test_an_answer_counts_for_a_day_and_longer_where_there_is_none(
         return package_upstreams.remembering(fetch, store)("https://a", "*/*")[1]
 
     now = 1_000_000.0
-    monkeypatch.setattr(package_upstreams.time, "time", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: now)
     assert [ask(), ask()] == ["first", "first"]
     now += package_upstreams.LOOKUP_SECONDS + 1
     assert ask() == "second"

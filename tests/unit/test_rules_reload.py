@@ -1,4 +1,4 @@
-"""The templates' rules, for real: nothing forbidden gets through while tables are being replaced, nft lists
+"""The rules, for real: nothing forbidden gets through while tables are being replaced, nft lists
 them as the guard's program needs it, and the guard lets slots' kernels do what they must. Root only."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
 import segment as lab
-from cellblock.engine.job import parse_job
+from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
-from cellblock.fleet.model import NOT_INTERNET
-from cellblock.job_network.network import Access, NetworkConfig
+from cellblock.job_network.access import Access
+from cellblock.job_network.guard import GuardedHost, guard_rules
+from cellblock.job_network.plan import SPECIAL_NETWORKS
+from cellblock.job_network.section import NetworkConfig
 from cellblock.job_network.slots import Slot
 from cellblock.linux.netlink import Netlink, inside, new_namespace
 from cellblock.linux.nft import Nft
@@ -86,33 +88,12 @@ def rendered(role: str, name: str, **variables: Any) -> str:
 
 
 def guard(
-    segment: lab.Segment,
-    *,
-    ipv6: bool = False,
-    mode: str = "macvlan",
-    slots: Sequence[dict[str, str]] = (),
+    segment: lab.Segment, *, ipv6: bool = False, mode: str = "macvlan", **changes: Any
 ) -> str:
     mac = segment.ip(segment.slave, f"-br link show dev {lab.PARENT}").split()[2]
-    text = rendered(
-        *("macvlan", "jobs.nft.j2"),
-        inventory_hostname="slave1",
-        __macvlan_mode=mode,
-        __macvlan_job_network={
-            "slots": slots
-            or [{"address": ADDRESS, "mac": MAC, **({"ipv6": ADDRESS_IPV6} if ipv6 else {})}],
-            **({"ipv6_prefix": lab.PREFIX_IPV6} if ipv6 else {}),
-        },
-        __macvlan_services=[
-            [lab.CACHE, "tcp", 3142],
-            *([[lab.ipv6(lab.CACHE), "tcp", 3142]] if ipv6 else []),
-        ],
-        __macvlan_host_end="cbj",
-        __macvlan_host={"parent": lab.PARENT, "addresses": [lab.SLAVE]},
-        __macvlan_gateway=lab.GATEWAY,
-        __macvlan_gateway6=lab.ipv6(lab.GATEWAY),
-        __macvlan_denied=[str(n) for n in NOT_INTERNET],
-        __macvlan_probe_mac="02:cb:00:d5:00:9f",
-    )
+    section = segment.config(ipv6=ipv6, mode=mode, **{"slots": 1, **changes})
+    host = GuardedHost("slave1", lab.PARENT, [lab.SLAVE])
+    text = guard_rules(NetworkConfig.parse(section, "network"), host)
     return text.replace(f"@mac:{lab.PARENT}@", mac)
 
 
@@ -132,7 +113,7 @@ def firewall(segment: lab.Segment) -> str:
         *("firewall", "firewall.nft.j2"),
         firewall_rules={
             "own_name": "slave1",
-            "sets": {"not_internet": [str(n) for n in NOT_INTERNET]},
+            "sets": {"not_internet": [str(n) for n in SPECIAL_NETWORKS]},
             "inbound": [],
             "outbound": [flow],
         },
@@ -201,15 +182,8 @@ def drained(server: socket.socket) -> list[bytes]:
 def test_what_is_listed_is_the_same_each_time(segment: lab.Segment, mode: str) -> None:
     """The guard's program tells by nft's listing whether somebody changed the table: with bits of
     packets in it as well, and of as many slots as there may be."""
-    slots = [
-        {
-            "address": f"10.213.{n >> 8}.{n & 255}",
-            "mac": f"02:cb:00:d5:{n >> 8:02x}:{n & 255:02x}",
-            "ipv6": f"fd00:cb::ad5:{n:x}",
-        }
-        for n in range(1, 600)
-    ]
-    text = guard(segment, ipv6=True, mode=mode, slots=slots)
+    many = {"slots": 600, "addresses": "10.213.4.0/22", "prefix_length": 16}
+    text = guard(segment, ipv6=True, mode=mode, **many)
     table = re.search(r"(?m)^table \w+ \w+", text)
     assert table
     listings = []
@@ -226,7 +200,7 @@ def test_what_is_listed_is_the_same_each_time(segment: lab.Segment, mode: str) -
         nft.close()
         os.close(namespace)
     assert len(set(listings)) == 1
-    last = f"0x{int(IPv6Address(slots[-1]['ipv6'])):032x}"
+    last = f"0x{int(IPv6Address(lab.ipv6('10.213.6.87'))):032x}"
     assert (last in listings[0]) == (mode == "macvlan")
 
 
@@ -253,14 +227,13 @@ def slot(request: pytest.FixtureRequest, served: lab.Segment, tmp_path: Path) ->
             Path(f"/proc/sys/net/{name}").write_text("1" if mode == "routed" else "0")
         made = Slot(0, config, Netlink(), tmp_path)
         nft = Nft()
-    address = {"address": str(made.address), "ipv6": str(made.ipv6_address)}
-    mac = ":".join(f"{byte:02x}" for byte in config.mac(0))
-    text = guard(served, ipv6=True, mode=mode, slots=[{**address, "mac": mac}])
+    text = guard(served, ipv6=True, mode=mode)
     stage = {"name": "run", "command": ["true"], "network": "internet"}
     parsed = parse_job({"environment": "base", "stages": [stage]}).stages[0]
+    access = Access.of(parsed.network, parsed.network_allow, "stages[0]", config, "slave1")
     try:
         nft.run(text)
-        made.open(Access.of(parsed, "stages[0]", config, "slave1"), StageConstraints())
+        made.open(access, StageConstraints())
         yield made
     finally:
         nft.run("flush ruleset")

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cellblock.engine import cli, client, service
-from cellblock.engine.admission import Cancelled
+from cellblock.engine import batch, cli, client, protocol, service
 from cellblock.engine.host import Environment
 from cellblock.engine.job import Job, NetworkPolicy, Stage
+from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
 from cellblock.engine.result import JobResult, Output, StageResult, Usage, Verdict
-from cellblock.errors import ServiceUnavailableError, UnknownEnvironmentError
+from cellblock.errors import (
+    Cancelled,
+    CellblockError,
+    InternalError,
+    ServiceUnavailableError,
+    UnknownEnvironmentError,
+)
 
 
 class FakeHost:
-    slots = 1
+    parallel_jobs = 2
 
     def environments(self) -> dict[str, Environment]:
         return {"base": Environment("base", Path("/"), "/bin", "a shell")}
@@ -40,10 +47,13 @@ class FakeEngine:
     def __init__(self) -> None:
         self.ended = threading.Event()
         self.held: list[Stage] = []
+        self.calls: list[str] = []
 
-    def check(self, job: Job) -> None:
+    def check(self, job: Job) -> Job:
+        self.calls.append(f"check {job.name}")
         if job.environment != "base":
             raise UnknownEnvironmentError("environment", "is unknown", "use base")
+        return job
 
     @contextlib.contextmanager
     def hold_slot(self, stage: Stage, cancelled: Any) -> Iterator[Any]:
@@ -55,7 +65,11 @@ class FakeEngine:
         self.ended.set()
 
     def run(self, job: Job, cancelled: Any) -> JobResult:
-        self.check(job)
+        self.calls.append(f"run {job.name}")
+        if job.name == "slow":
+            time.sleep(0.2)
+        if job.name == "broken":
+            raise InternalError("scratch", "failed", "see the journal")
         if job.name == "crash":
             raise RuntimeError("a defect")
         if job.name == "wait":
@@ -70,7 +84,7 @@ class FakeEngine:
             StageConstraints(),
             exit_code=0 if job.name == "good" else 1,
             stdout=Output(b"out"),
-            usage=Usage(1.0, 1.0, 1.0, 0.0, 4096, *[None] * 15, sources={}),
+            usage=Usage(1.0, 1.0, 1.0, 0.0, 4096, 0, *(None,) * 14, {}),
         )
         return JobResult("id", job.name, "base", "here", {}, (stage,))
 
@@ -82,9 +96,9 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngi
     listener.bind(str(tmp_path / "socket"))
     listener.listen()
     threading.Thread(target=service.serve, args=(fake, listener), daemon=True).start()
-    original, hold_slot = client.request, client.hold_slot
-    monkeypatch.setattr(client, "request", lambda op: original(op, tmp_path / "socket"))
-    monkeypatch.setattr(client, "hold_slot", lambda op: hold_slot(op, tmp_path / "socket"))
+    for door in (client.run, client.check, client.environments, client.hold_slot):
+        path = tmp_path / "socket"
+        monkeypatch.setattr(client, door.__name__, functools.partial(door, socket_path=path))
     monkeypatch.chdir(tmp_path)
     yield fake
 
@@ -96,6 +110,10 @@ def job(name: str, **changes: Any) -> dict[str, Any]:
         "stages": [{"name": "run", "command": ["true"]}],
         **changes,
     }
+
+
+def request(op: str, *jobs: Any) -> bytes:
+    return json.dumps({"version": 2, "op": op, "jobs": jobs}).encode() + b"\n"
 
 
 def write(name: str, data: Any) -> str:
@@ -128,6 +146,7 @@ def test_no_job_is_run_when_one_is_invalid(
     bad = write("bad.json", job("bad", environment="none"))
     assert cli.main(["run", good, bad]) == cli.EXIT_BAD_INPUT
     printed = capsys.readouterr()
+    assert engine.calls == ["check good", "check bad"]
     assert json.loads(printed.out)["error"]["code"] == "unknown_environment"
     assert printed.err.startswith("cellblock: bad.json: environment: is unknown")
 
@@ -148,6 +167,7 @@ def test_a_wrong_job_of_a_list_is_called_by_its_name(
 def test_check_runs_nothing(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", write("crash.json", job("crash"))]) == cli.EXIT_OK
     assert capsys.readouterr().out == ""
+    assert engine.calls == ["check crash"]
 
 
 def test_a_defect_is_an_answer_and_loses_no_other_record(
@@ -160,6 +180,70 @@ def test_a_defect_is_an_answer_and_loses_no_other_record(
     assert records[1]["error"]["code"] == "internal_error"
 
 
+def names(outcomes: Iterable[dict[str, Any] | CellblockError]) -> list[str]:
+    return [o.code if isinstance(o, CellblockError) else o["name"] for o in outcomes]
+
+
+def test_a_batch_is_one_request_and_each_job_is_checked_once_before_any_runs(
+    engine: FakeEngine,
+) -> None:
+    wanted = ["slow", "good", "broken", "good", "crash", "good"]
+    assert names(client.run([(name, job(name)) for name in wanted])) == [
+        *("slow", "good", "internal_error", "good", "internal_error", "good"),
+    ]
+    assert engine.calls[:6] == [f"check {name}" for name in wanted]
+    assert sorted(engine.calls[6:]) == sorted(f"run {name}" for name in wanted)
+
+
+def test_records_come_as_soon_as_they_are_there(engine: FakeEngine) -> None:
+    outcomes = client.run([(name, job(name)) for name in ("good", "wait")])
+    assert names([next(outcomes)]) == ["good"]
+    outcomes.close()  # type: ignore[attr-defined]
+    assert engine.ended.wait(5)
+
+
+def test_a_batch_that_one_request_cannot_hold_is_checked_as_a_whole_too(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "MAX_STRUCTURE", 1100)  # client and service both read it there
+    jobs = [(str(n), job(f"good{n}", environment="base" if n < 39 else "none")) for n in range(40)]
+    with pytest.raises(UnknownEnvironmentError, match="39: environment: is unknown"):
+        list(client.run(jobs))
+    assert not any(call.startswith("run") for call in engine.calls)
+    assert names(client.run(jobs[:39])) == [f"good{n}" for n in range(39)]
+
+
+def test_a_service_that_ends_loses_no_record_that_was_there(tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "socket"))
+    listener.listen()
+
+    def answer_once() -> None:
+        connection, _ = listener.accept()
+        connection.recv(1 << 16)
+        connection.sendall(b'{"job": 0, "result": {"name": "first"}}\n{"job": 1, "res')
+        connection.close()
+
+    threading.Thread(target=answer_once, daemon=True).start()
+    jobs = [(str(n), job("good")) for n in range(3)]
+    assert names(client.run(jobs, tmp_path / "socket")) == [
+        *("first", "service_unavailable", "service_unavailable"),
+    ]
+
+
+def test_no_more_records_wait_for_an_earlier_one_than_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch, "MAX_UNSENT", 3)
+    fake = FakeEngine()
+    jobs: Any = [parse_job(job(name)) for name in ("slow", *["good"] * 9)]
+    outcomes = batch.run_all(fake, jobs, lambda: False)  # type: ignore[arg-type]
+    next(outcomes)
+    time.sleep(0.1)
+    assert len(fake.calls) <= 4
+    assert len(list(outcomes)) == 9
+
+
 def test_environments(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["environments"]) == 0
     assert capsys.readouterr().out.split() == ["base", "a", "shell"]
@@ -168,7 +252,7 @@ def test_environments(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) ->
 def test_a_lost_client_ends_its_job(engine: FakeEngine, tmp_path: Path) -> None:
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(str(tmp_path / "socket"))
-    connection.sendall(json.dumps({"op": "run", "job": job("wait")}).encode() + b"\n")
+    connection.sendall(request("run", job("wait"), job("wait")))
     assert not engine.ended.wait(0.2)
     connection.close()
     assert engine.ended.wait(5)
@@ -179,9 +263,12 @@ def test_a_lost_client_ends_its_job(engine: FakeEngine, tmp_path: Path) -> None:
     [
         (b"nonsense\n", "not a line of JSON"),
         (b"[" * 50_000 + b"\n", "not a line of JSON"),
-        (b"[]\n", "operation None"),
-        (b'{"op": "reboot"}\n', "operation 'reboot'"),
-        (b'{"op": "run"}\n', "not a mapping"),
+        (b"[]\n", "version None of the protocol, this service speaks 2; use the cellblock"),
+        (b'{"op": "run", "job": {}}\n', "version None of the protocol"),
+        (b'{"version": 3, "op": "run"}\n', "version 3 of the protocol"),
+        (b'{"version": 2, "op": "reboot"}\n', "operation 'reboot'"),
+        (b'{"version": 2, "op": "run"}\n', "jobs: is None, not a list"),
+        (b'{"version": 2, "op": "run", "jobs": [3]}\n', "job: is 3, not a mapping"),
     ],
 )
 def test_bad_requests(engine: FakeEngine, tmp_path: Path, sent: bytes, complaint: str) -> None:
@@ -194,7 +281,9 @@ def test_bad_requests(engine: FakeEngine, tmp_path: Path, sent: bytes, complaint
 
 def test_no_service(tmp_path: Path) -> None:
     with pytest.raises(ServiceUnavailableError, match="does not answer"):
-        client.request({"op": "environments"}, tmp_path / "none")
+        client.environments(tmp_path / "none")
+    with pytest.raises(ServiceUnavailableError, match="does not answer"):
+        list(client.run([("one", job("good"))], tmp_path / "none"))
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 import segment as lab
-from cellblock.engine.job import parse_job
+from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
 from cellblock.errors import HostSetupError
-from cellblock.job_network.network import INTERFACE, Access, NetworkConfig
+from cellblock.job_network.access import Access
+from cellblock.job_network.plan import INTERFACE
+from cellblock.job_network.section import NetworkConfig
 from cellblock.job_network.slots import Slot, SlotPool
 from cellblock.linux.netlink import Netlink, inside
 from cellblock.linux.nft import Nft
@@ -70,7 +72,7 @@ def access(pool: SlotPool, policy: str, *allow: dict[str, Any]) -> Access:
     fields = {"network": policy, **({"network_allow": list(allow)} if allow else {})}
     stage = {"name": "run", "command": ["true"], **fields}
     parsed = parse_job({"environment": "base", "stages": [stage]}).stages[0]
-    return Access.of(parsed, "stages[0]", pool.config, "slave1")
+    return Access.of(parsed.network, parsed.network_allow, "stages[0]", pool.config, "slave1")
 
 
 @contextlib.contextmanager

@@ -5,9 +5,7 @@ written down here by hand; slave1's jobs are on the front network (macvlan), sla
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from ipaddress import IPv6Address, IPv6Network, ip_address
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -36,16 +34,6 @@ TARGETS = [
 ]
 
 Cell = dict[str, Any]
-Playbook = Callable[..., CompletedProcess[str]]
-
-
-@pytest.fixture(scope="module")
-def report(playbook: Playbook, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    reports = tmp_path_factory.mktemp("reports")
-    done = playbook("verify-isolation.yml", "-e", f"verify_isolation_report_dir={reports}")
-    written: dict[str, Any] = json.loads((reports / "isolation.json").read_text())
-    assert done.returncode == 0, done.stdout
-    return written
 
 
 @pytest.fixture(scope="module")

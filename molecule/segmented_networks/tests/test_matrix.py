@@ -1,1 +1,1 @@
-../../firewall/tests/test_matrix.py
+../../fleet/tests/firewall/test_matrix.py

@@ -27,7 +27,7 @@ testinfra_hosts = [
 
 Playbook = Callable[..., CompletedProcess[str]]
 
-SNAPSHOT = Path(__file__).resolve().parents[2] / "snapshot-host"
+SNAPSHOT = Path(__file__).resolve().parents[2] / "snapshot_host.py"
 BEFORE = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", "/nonexistent"))
 
 

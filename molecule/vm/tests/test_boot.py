@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 testinfra_hosts = ["ansible://vm1"]
+pytestmark = pytest.mark.kernel
 
 BOOT_SECONDS = 300
 # An address of the internet that is nobody's (RFC 5737). The machine's network ends at qemu, which

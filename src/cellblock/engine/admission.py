@@ -1,4 +1,4 @@
-"""Who may run now: slots, CPUs, memory and network slots of the host, given out first come, first served."""
+"""Who may run now: the host's uids for jobs, CPUs, memory and network slots, first come, first served."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from ..errors import LimitAboveMaximumError
-from .job import Job, NetworkPolicy
+from ..errors import Cancelled, LimitAboveMaximumError
+from ..job_network.policy import NetworkPolicy
+from .job import Job
 
 _POLL_S = 0.25
 """How often a waiting job looks whether it is still wanted."""
 MEMORY_FOR_THE_HOST = 0.1
 """Part of the host's memory that jobs never get."""
-
-
-class Cancelled(Exception):
-    """The client asked for the job's end, or went away."""
 
 
 @dataclass(frozen=True)
@@ -52,34 +49,37 @@ NETWORK_SLOT = Demand(cpus=0.0, memory_bytes=0, network_slots=1)
 @dataclass
 class _Ticket:
     demand: Demand
-    wants_slot: bool = True
+    is_job: bool = True
     called: threading.Event = field(default_factory=threading.Event)
-    slot: int = -1
+    number: int = -1
 
 
 class Admission:
-    """Gives jobs a slot, and reserves CPUs, memory and network slots, in the order of their arrival."""
+    """Lets so many jobs run at a time, in the order of their arrival, as there are numbers (of a pair
+    of uids each), CPUs, memory and network slots for them."""
 
-    def __init__(self, slots: int, cpus: float, memory_bytes: int, network_slots: int = 0) -> None:
+    def __init__(
+        self, parallel_jobs: int, cpus: float, memory_bytes: int, network_slots: int = 0
+    ) -> None:
         self._lock = threading.Lock()
-        self._slots = list(range(slots))
+        self._numbers = list(range(parallel_jobs))
         self._cpus = self._cpus_in_all = cpus
         self._memory = self._memory_in_all = memory_bytes
         self._network_slots = network_slots
         self._queue: deque[_Ticket] = deque()
 
     @classmethod
-    def of_this_host(cls, slots: int, network_slots: int = 0) -> Admission:
+    def of_this_host(cls, parallel_jobs: int, network_slots: int = 0) -> Admission:
         """All CPUs of this host, and its memory less :data:`MEMORY_FOR_THE_HOST`."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return cls(
-            slots,
+            parallel_jobs,
             float(len(os.sched_getaffinity(0))),
             int(memory * (1 - MEMORY_FOR_THE_HOST)),
             network_slots,
         )
 
-    def check(self, job: Job) -> None:
+    def refuse_impossible(self, job: Job) -> None:
         """Raises :class:`LimitAboveMaximumError` for a job that could never be admitted."""
         demand = Demand.of(job)
         if demand.memory_bytes > self._memory_in_all:
@@ -90,18 +90,21 @@ class Admission:
             )
 
     @contextlib.contextmanager
-    def slot(self, job: Job, cancelled: Callable[[], bool]) -> Iterator[int]:
-        """Waits for a slot and yields its number; raises :class:`Cancelled` while waiting."""
+    def job(self, job: Job, cancelled: Callable[[], bool]) -> Iterator[int]:
+        """Waits until ``job`` may run and yields the number that it alone has then, from 0.
+
+        Raises :class:`Cancelled` while waiting.
+        """
         demand = Demand.of(job)
         # More CPUs than there are cannot be used, only waited for.
         demand = dataclasses.replace(demand, cpus=min(demand.cpus, self._cpus_in_all))
         with self._admit(_Ticket(demand), cancelled) as ticket:
-            yield ticket.slot
+            yield ticket.number
 
     @contextlib.contextmanager
     def network_slot(self, cancelled: Callable[[], bool]) -> Iterator[None]:
         """Waits for a network slot alone, in the same queue."""
-        with self._admit(_Ticket(NETWORK_SLOT, wants_slot=False), cancelled):
+        with self._admit(_Ticket(NETWORK_SLOT, is_job=False), cancelled):
             yield
 
     @contextlib.contextmanager
@@ -117,8 +120,8 @@ class Admission:
         finally:
             with self._lock:
                 if ticket.called.is_set():
-                    if ticket.wants_slot:
-                        self._slots.append(ticket.slot)
+                    if ticket.is_job:
+                        self._numbers.append(ticket.number)
                     self._cpus += ticket.demand.cpus
                     self._memory += ticket.demand.memory_bytes
                     self._network_slots += ticket.demand.network_slots
@@ -132,15 +135,15 @@ class Admission:
             ticket = self._queue[0]
             demand = ticket.demand
             if (
-                (ticket.wants_slot and not self._slots)
+                (ticket.is_job and not self._numbers)
                 or demand.cpus > self._cpus
                 or demand.memory_bytes > self._memory
                 or demand.network_slots > self._network_slots
             ):
                 return
             self._queue.popleft()
-            if ticket.wants_slot:
-                ticket.slot = self._slots.pop(0)
+            if ticket.is_job:
+                ticket.number = self._numbers.pop(0)
             self._cpus -= demand.cpus
             self._memory -= demand.memory_bytes
             self._network_slots -= demand.network_slots

@@ -8,19 +8,17 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import BAD_INPUT, CellblockError, InvalidJobError
+from ..text import printable
 from . import client
 from . import result_table as table
-from .job import as_request, load_job_data, parse_document, parse_job
-from .limits import LIMITS
+from .job_file import as_request, load_job_data, parse_document
 
 EXIT_OK, EXIT_JOB_NOT_OK, EXIT_BAD_INPUT, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
-MAX_PARALLEL_REQUESTS = 64
 
 _EPILOG = """\
 exit status:
@@ -42,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, "format", None) == "json":
             print(json.dumps({"error": problem.as_dict()}))
         # A job file's keys may be made for the terminal that shows them.
-        print(f"cellblock: {table.printable(str(problem))}", file=sys.stderr)
+        print(f"cellblock: {printable(str(problem))}", file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(problem, BAD_INPUT) else EXIT_UNAVAILABLE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -116,19 +114,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    jobs = _checked(options.jobs)
+    jobs = _read(options.jobs)
     records = []
-    with ThreadPoolExecutor(min(len(jobs), MAX_PARALLEL_REQUESTS)) as pool:
-        try:
-            for record in pool.map(_request_run, jobs):
-                records.append(record)
-                _show_progress(len(records), len(jobs))
-                if options.format == "json":
-                    # At once: what was returned is not lost, whatever happens to the others.
-                    print(json.dumps(record), flush=True)
-        except (KeyboardInterrupt, BrokenPipeError):
-            # The pool would wait for its jobs; without their connections the service ends them.
-            os._exit(EXIT_INTERRUPTED)
+    try:
+        for (_, job), outcome in zip(jobs, client.run(jobs), strict=True):
+            record = _failure(job, outcome) if isinstance(outcome, CellblockError) else outcome
+            records.append(record)
+            _show_progress(len(records), len(jobs))
+            if options.format == "json":
+                # At once: what was returned is not lost, whatever happens to the others.
+                print(json.dumps(record), flush=True)
+    except BrokenPipeError:
+        # Nobody reads on. Its connection ends with this process, and with it the jobs.
+        os._exit(EXIT_INTERRUPTED)
     if options.format == "table":
         print(table.render(records), table.render_output(records), sep="\n")
     for record in records:
@@ -137,6 +135,16 @@ def _run(options: argparse.Namespace) -> int:
     if any("error" in record for record in records):
         return EXIT_UNAVAILABLE
     return EXIT_OK if all(r["verdict"] == "ok" for r in records) else EXIT_JOB_NOT_OK
+
+
+def _failure(job: dict[str, Any], problem: CellblockError) -> dict[str, Any]:
+    """In place of the record of a job with which the service failed."""
+    return {
+        "name": job.get("name", "job"),
+        "verdict": "internal_error",
+        "stages": [],
+        "error": problem.as_dict(),
+    }
 
 
 def _show_progress(done: int, total: int) -> None:
@@ -150,47 +158,26 @@ def _show_progress(done: int, total: int) -> None:
     print(f"\r[{bar}] {done}/{total} jobs", end=end, file=sys.stderr, flush=True)
 
 
-def _request_run(job: dict[str, Any]) -> dict[str, Any]:
-    """The job's record; a failure of one job must not lose the records of the others."""
-    try:
-        return client.request({"op": "run", "job": job})
-    except CellblockError as problem:
-        return {
-            "name": job.get("name", "job"),
-            "verdict": "internal_error",
-            "stages": [],
-            "error": problem.as_dict(),
-        }
-
-
 def _check(options: argparse.Namespace) -> int:
-    _checked(options.jobs)
+    client.check(_read(options.jobs))
     return EXIT_OK
 
 
-def _checked(sources: list[str]) -> list[dict[str, Any]]:
-    """Every job as data that the service accepts, all checked before any is run."""
-    jobs: list[tuple[str, Any]] = []
+def _read(sources: list[str]) -> list[client.NamedJob]:
+    """Every job as data for the service, under the name by which errors call it."""
+    jobs: list[client.NamedJob] = []
     for source in sources:
         if source == "-":
             data = parse_document(sys.stdin.read(), "standard input")
             jobs += [
-                (_called(job, n), job)
+                (_called(job, n), as_request(job))
                 for n, job in enumerate(data if isinstance(data, list) else [data], 1)
             ]
         else:
-            jobs.append((source, load_job_data(Path(source))))
+            jobs.append((source, as_request(load_job_data(Path(source)))))
     if not jobs:
         raise InvalidJobError("standard input", "has no job", "send a job or a list of jobs")
-    for name, job in jobs:
-        try:
-            parse_job(job)
-            client.request({"op": "check", "job": as_request(job)})
-        except BAD_INPUT as problem:
-            raise type(problem)(
-                f"{name}: {problem.subject}", problem.message, problem.remedy
-            ) from None
-    return [as_request(job) for _, job in jobs]
+    return jobs
 
 
 def _called(job: Any, number: int) -> str:
@@ -200,7 +187,7 @@ def _called(job: Any, number: int) -> str:
 
 
 def _environments(_: argparse.Namespace) -> int:
-    for name, description in sorted(client.request({"op": "environments"}).items()):
+    for name, description in sorted(client.environments().items()):
         print(f"{name:<16} {description}")
     return EXIT_OK
 
@@ -217,6 +204,8 @@ def _destination(text: str) -> dict[str, Any]:
 
 
 def _constraint(text: str) -> tuple[str, Any]:
+    from .limits import LIMITS  # of no use to those who run jobs, who start often
+
     name, found, value = text.partition("=")
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")

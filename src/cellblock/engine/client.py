@@ -1,4 +1,4 @@
-"""The client's side of the service's socket (see :mod:`cellblock.service`)."""
+"""The client's side of the service's socket (see :mod:`cellblock.engine.protocol`)."""
 
 from __future__ import annotations
 
@@ -6,29 +6,68 @@ import contextlib
 import json
 import os
 import platform
+import queue
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ..errors import ServiceUnavailableError
+from ..errors import CellblockError, ServiceUnavailableError
+from . import protocol
 
 DEFAULT_SOCKET = Path("/run/cellblock/cellblock.socket")
 
+NamedJob = tuple[str, Any]
+"""What errors call a job, and its data (with contents in base64, see ``job_file.as_request``)."""
+Answer = dict[str, Any]
 
-def request(operation: dict[str, Any], socket_path: Path = DEFAULT_SOCKET) -> dict[str, Any]:
-    """Sends one request and waits for its result; closing the process ends the job.
 
-    Raises the service's typed error, or :class:`ServiceUnavailableError`.
+def check(jobs: Sequence[NamedJob], socket_path: Path = DEFAULT_SOCKET) -> None:
+    """Returns when the host would run all ``jobs``.
+
+    Raises the typed error of the first that it would not, whose subject begins with the job's name,
+    or :class:`ServiceUnavailableError`.
     """
-    with (
-        _connected(operation, socket_path) as connection,
-        _reachable(socket_path),
-        connection.makefile("rb") as reader,
-    ):
-        line = reader.readline()
-    return _result(line, socket_path)
+    for batch in _batches(jobs):
+        _check(batch, socket_path)
+
+
+def run(
+    jobs: Sequence[NamedJob], socket_path: Path = DEFAULT_SOCKET
+) -> Iterator[dict[str, Any] | CellblockError]:
+    """Runs ``jobs`` and yields their records in their order, each as soon as it is there.
+
+    An error instead of a record is a failure of the service with that job. Raises as :func:`check`,
+    before anything is run. To close the iterator, or the process, ends what still runs.
+    """
+    batches = list(_batches(jobs))
+    if len(batches) > 1:
+        # A mistake in the last must be seen before the first is run.
+        for batch in batches:
+            _check(batch, socket_path)
+    done = 0
+    for batch in batches:
+        try:
+            for outcome in _run(batch, socket_path):
+                done += 1
+                yield outcome
+        except CellblockError as problem:
+            if done == 0:
+                raise
+            # The records of earlier batches are there; these jobs have none.
+            yield from [problem] * len(batch)
+
+
+def environments(socket_path: Path = DEFAULT_SOCKET) -> dict[str, str]:
+    """What jobs can run in: descriptions by name. Raises :class:`ServiceUnavailableError`."""
+    request = {"version": protocol.VERSION, "op": "environments"}
+    with _connected(_line(request), socket_path) as connection, connection.makefile("rb") as reader:
+        with _reachable(socket_path):
+            line = reader.readline()
+        found: dict[str, str] = _result(line, socket_path)
+        return found
 
 
 @contextlib.contextmanager
@@ -37,10 +76,10 @@ def hold_slot(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """A network slot of this host while the context lasts: its namespace's descriptor, and what it
     is. ``wanted`` has ``network`` and optionally ``network_allow`` and ``constraints``, as in a
-    stage. For root only. Raises as :func:`request`.
+    stage. For root only. Raises the service's typed error, or :class:`ServiceUnavailableError`.
     """
-    operation = {"op": "slot", "slot": wanted}
-    with _connected(operation, socket_path) as connection:
+    request = {"version": protocol.VERSION, "op": "slot", "slot": wanted}
+    with _connected(_line(request), socket_path) as connection:
         descriptors: list[int] = []
         line = b""
         try:
@@ -60,13 +99,107 @@ def hold_slot(
                 os.close(descriptor)
 
 
+def _batches(jobs: Sequence[NamedJob]) -> Iterator[list[tuple[str, bytes]]]:
+    """The jobs as JSON, in as few requests as the service takes them in."""
+    batch: list[tuple[str, bytes]] = []
+    size = structure = 1000  # for what is around the jobs
+    for name, job in jobs:
+        encoded = json.dumps(job).encode()
+        parts = protocol.structure(encoded) + 1
+        if batch and (
+            size + len(encoded) + 2 > protocol.MAX_REQUEST_BYTES
+            or structure + parts > protocol.MAX_STRUCTURE
+        ):
+            yield batch
+            batch, size, structure = [], 1000, 1000
+        batch.append((name, encoded))
+        size += len(encoded) + 2
+        structure += parts
+    if batch:
+        yield batch
+
+
+def _check(batch: Sequence[tuple[str, bytes]], socket_path: Path) -> None:
+    with (
+        _connected(_batch_line("check", batch), socket_path) as connection,
+        connection.makefile("rb") as reader,
+    ):
+        with _reachable(socket_path):
+            line = reader.readline()
+        _refuse(_answer(line, socket_path), batch)
+
+
+def _run(
+    batch: Sequence[tuple[str, bytes]], socket_path: Path
+) -> Iterator[dict[str, Any] | CellblockError]:
+    with _connected(_batch_line("run", batch), socket_path) as connection:
+        lines = _lines(connection)
+        for number in range(len(batch)):
+            try:
+                answer = _answer(next(lines), socket_path)
+            except ServiceUnavailableError as problem:
+                # Only now: what was returned is not lost.
+                yield from [problem] * (len(batch) - number)
+                return
+            if "job" not in answer:
+                _refuse(answer, batch)
+            yield errors.from_dict(answer["error"]) if "error" in answer else answer["result"]
+
+
+def _refuse(answer: Answer, batch: Sequence[tuple[str, bytes]]) -> None:
+    """Raises the error in ``answer``, with the name of the job that it is about."""
+    if "error" not in answer:
+        return
+    problem = errors.from_dict(answer["error"])
+    if "refused" in answer:
+        name, _ = batch[answer["refused"]]
+        raise type(problem)(f"{name}: {problem.subject}", problem.message, problem.remedy)
+    raise problem
+
+
+def _lines(connection: socket.socket) -> Iterator[bytes]:
+    """What the service sends, line by line; b"" at its end.
+
+    It is taken at once: the service does not wait for long for a client that is held up by whoever
+    reads its output.
+    """
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def receive() -> None:
+        line = b""
+        with contextlib.suppress(OSError), connection.makefile("rb") as reader:
+            while line := reader.readline():
+                lines.put(line)
+        lines.put(b"")
+
+    threading.Thread(target=receive, daemon=True).start()
+    while line := lines.get():
+        yield line
+    while True:
+        yield b""
+
+
+def _batch_line(op: str, batch: Sequence[tuple[str, bytes]]) -> bytes:
+    head = json.dumps({"version": protocol.VERSION, "op": op}).encode()
+    return b"".join((head[:-1], b', "jobs": [', b", ".join(job for _, job in batch), b"]}\n"))
+
+
+def _line(request: dict[str, Any]) -> bytes:
+    return json.dumps(request).encode() + b"\n"
+
+
 @contextlib.contextmanager
-def _connected(operation: dict[str, Any], socket_path: Path) -> Iterator[socket.socket]:
+def _connected(line: bytes, socket_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
         with _reachable(socket_path):
             connection.connect(str(socket_path))
-            connection.sendall(json.dumps(operation).encode() + b"\n")
-        yield connection
+            connection.sendall(line)
+        try:
+            yield connection
+        finally:
+            # A thread that still reads from it would keep it open.
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager
@@ -87,14 +220,19 @@ def _reachable(socket_path: Path) -> Iterator[None]:
         ) from None
 
 
-def _result(line: bytes, socket_path: Path) -> dict[str, Any]:
+def _answer(line: bytes, socket_path: Path) -> Answer:
     if not line.endswith(b"\n"):
         raise ServiceUnavailableError(
             str(socket_path),
             "closed the connection without an answer: the service was stopped",
             "run the job again, and see journalctl -u cellblock",
         )
-    answer = json.loads(line)
+    answer: Answer = json.loads(line)
+    return answer
+
+
+def _result(line: bytes, socket_path: Path) -> dict[str, Any]:
+    answer = _answer(line, socket_path)
     if "error" in answer:
         raise errors.from_dict(answer["error"])
     result: dict[str, Any] = answer["result"]

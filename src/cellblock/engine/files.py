@@ -1,4 +1,4 @@
-"""A job's scratch file system: files in, without ever trusting what a job left behind.
+"""A job's file systems: its scratch (files in, and out without trusting what a job left), and /dev.
 
 The scratch is one tmpfs per job, mounted in the service's own mount namespace, with a size and an
 inode cap. It holds ``work/`` (the job's /work) and ``tmp/`` (its /tmp).
@@ -18,11 +18,11 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import InternalError, InvalidJobError
+from ..errors import HostSetupError, InternalError, InvalidJobError
 from .job import JobFile
 from .result import CollectedFile
 
-_MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 2, 4, 32
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 8, 32, 4096
 _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -32,6 +32,7 @@ MAX_COLLECTED_BYTES = 64 * 2**20
 MAX_LISTED_NAMES = 10_000
 """How many names in directories are looked at in all; a job may have made any number."""
 _MAX_DEPTH = 32
+_DEVICES = ("null", "zero", "full", "random", "urandom")
 _OWN_INODES = 3  # the tmpfs root, work/ and tmp/
 
 _SYS_OPENAT2 = 437  # the same on every architecture
@@ -42,16 +43,16 @@ _OPEN_HOW = struct.Struct("=QQQ")
 class Scratch:
     """The scratch of one job at ``directory``; use as a context manager to be sure of its end."""
 
-    def __init__(self, directory: Path, job_id: int, size_bytes: int, max_files: int) -> None:
-        """Mounts it. ``job_id`` is the host uid and gid that will own what is in it."""
+    def __init__(self, directory: Path, owner: int, size_bytes: int, max_files: int) -> None:
+        """Mounts it. ``owner`` is the host's uid and gid that what is in it belongs to."""
         self._dir = directory
-        self._job_id = job_id
+        self._owner = owner
         directory.mkdir(mode=0o711)
         try:
             _mount_tmpfs(directory, _options(size_bytes, max_files), _MS_NOSUID | _MS_NODEV)
             for path, mode in ((self.work, 0o700), (self.tmp, 0o1777)):
                 path.mkdir()
-                os.chown(path, job_id, job_id)
+                os.chown(path, owner, owner)
                 path.chmod(mode)
         except BaseException:
             self.close()
@@ -103,7 +104,7 @@ class Scratch:
             for parent in parents:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(parent, 0o755, dir_fd=directory)
-                    os.chown(parent, self._job_id, self._job_id, dir_fd=directory)
+                    os.chown(parent, self._owner, self._owner, dir_fd=directory)
                 below = os.open(
                     parent,
                     os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
@@ -119,7 +120,7 @@ class Scratch:
             )
             with open(fd, "wb") as target:
                 target.write(file.content)
-                os.fchown(target.fileno(), self._job_id, self._job_id)
+                os.fchown(target.fileno(), self._owner, self._owner)
         finally:
             os.close(directory)
 
@@ -266,6 +267,41 @@ def sweep(jobs_dir: Path) -> int:
         _libc.umount2(os.fsencode(directory), _MNT_DETACH)
         shutil.rmtree(directory)
     return len(leftovers)
+
+
+def make_dev(directory: Path) -> Path:
+    """A minimal /dev for all jails: the harmless devices, bound from the host's.
+
+    Each is a read-only mount: one around them would leave their times to the jobs, and so a job something
+    for the next one to read. It keeps nobody from writing to the devices.
+    """
+    directory.mkdir(mode=0o755, exist_ok=True)
+    for name in _DEVICES:
+        source, target = Path("/dev") / name, directory / name
+        if not (target.exists() and stat.S_ISCHR(target.stat().st_mode)):
+            target.touch()
+            _bind(source, target, _MS_BIND)
+        _bind(source, target, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NOEXEC)
+    links = {
+        "fd": "/proc/self/fd",
+        "stdin": "/proc/self/fd/0",
+        "stdout": "/proc/self/fd/1",
+        "stderr": "/proc/self/fd/2",
+        "shm": "/tmp",  # so that shared memory counts in scratch_bytes
+    }
+    for name, target_path in links.items():
+        with contextlib.suppress(FileExistsError):
+            (directory / name).symlink_to(target_path)
+    return directory
+
+
+def _bind(source: Path, target: Path, flags: int) -> None:
+    if _libc.mount(os.fsencode(source), os.fsencode(target), None, flags, None) < 0:
+        raise HostSetupError(
+            str(target),
+            f"cannot be bound: {os.strerror(ctypes.get_errno())}",
+            "the service needs CAP_SYS_ADMIN in its mount namespace",
+        )
 
 
 def _options(size_bytes: int, max_files: int) -> str:

@@ -8,14 +8,17 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..errors import HostSetupError, UnknownEnvironmentError, UnknownMountError
-from ..job_network.network import NetworkConfig, load_config
-from .job import JobMount, parse_mounts
+from ..job_network.section import NetworkConfig, load_config
+from ..validate import Value
+from .job import JobMount
+from .job_parser import parse_mounts
 from .limits import DEFAULT_MAXIMA, parse_maxima
 
 DEFAULT_CONFIG_PATH = Path("/etc/cellblock/engine.json")
+_MAX_ID = 2**32 - 2
+_MAX_SLOTS = 65_536
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,19 @@ class BoundMount:
 
 
 @dataclass(frozen=True)
+class JobUids:
+    """What a running job owns of the host's ids, each as uid and gid: one for jobinit, one for the job."""
+
+    init: int
+    job: int
+
+
+@dataclass(frozen=True)
 class Host:
     """Where things are on this host, and how much of it jobs may have.
 
-    Slot ``n`` owns two host ids: ``first_id + 2n`` for jobinit and ``first_id + 2n + 1`` for the job.
-    ``slots`` is how many jobs run at once; null in the file means one per CPU.
+    ``parallel_jobs`` is how many run at once (``slots`` in the file, where null means one per CPU);
+    each of them has two of the ids from ``first_id`` on.
     """
 
     nsjail: Path
@@ -60,7 +71,7 @@ class Host:
     environments_file: Path
     run_dir: Path
     first_id: int
-    slots: int
+    parallel_jobs: int
     name: str = field(default_factory=platform.node)
     maxima: Mapping[str, int | float] = field(default_factory=lambda: dict(DEFAULT_MAXIMA))
     mounts: Mapping[str, OfferedMount] = field(default_factory=dict)
@@ -70,48 +81,39 @@ class Host:
     @classmethod
     def load(cls, path: Path = DEFAULT_CONFIG_PATH) -> Host:
         """The configuration in the JSON file ``path``; raises :class:`HostSetupError`."""
-        data = _load_json(path, "worker_slave")
-        try:
-            host = cls(
-                nsjail=Path(data["nsjail"]),
-                jobinit=Path(data["jobinit"]),
-                environments_file=Path(data["environments_file"]),
-                run_dir=Path(data["run_dir"]),
-                first_id=int(data["first_id"]),
-                slots=int(data["slots"] or len(os.sched_getaffinity(0))),
-                maxima=parse_maxima(data["maxima"], f"{path}: maxima"),
-                mounts={
-                    name: OfferedMount(Path(entry["source"]), bool(entry.get("writable", False)))
-                    for name, entry in data["mounts"].items()
-                },
-                network=load_config(data, path),
-            )
-        except (KeyError, TypeError, ValueError) as problem:
-            raise HostSetupError(
-                str(path),
-                f"is not a valid configuration ({problem!r})",
-                "run the worker_slave role",
-            ) from None
+        value = _load_json(path, "worker_slave")
+        fields = value.fields(
+            required=(
+                *("nsjail", "jobinit", "environments_file", "run_dir"),
+                *("first_id", "slots", "maxima", "mounts"),
+            ),
+            others=True,
+        )
+        slots = fields["slots"]
+        host = cls(
+            nsjail=Path(fields["nsjail"].text()),
+            jobinit=Path(fields["jobinit"].text()),
+            environments_file=Path(fields["environments_file"].text()),
+            run_dir=Path(fields["run_dir"].text()),
+            first_id=_number(fields["first_id"], _MAX_ID),
+            parallel_jobs=_number(slots, _MAX_SLOTS) if slots.raw else len(os.sched_getaffinity(0)),
+            maxima=parse_maxima(fields["maxima"]),
+            mounts={name: _mount(entry) for name, entry in fields["mounts"].entries().items()},
+            network=load_config(value.raw, path),
+        )
         for program in (host.nsjail, host.jobinit):
             if not program.is_file():
                 raise HostSetupError(str(program), "is missing", "run playbooks/site.yml")
         return host
 
+    def uids(self, number: int) -> JobUids:
+        """Of the job that runs as number ``number`` of ``parallel_jobs``."""
+        return JobUids(self.first_id + 2 * number, self.first_id + 2 * number + 1)
+
     def environments(self) -> dict[str, Environment]:
         """The environments of this host by name; raises :class:`HostSetupError`."""
-        data = _load_json(self.environments_file, "environments")
-        return {
-            name: Environment(
-                name=name,
-                path=Path(entry["path"]),
-                default_path=str(entry["default_path"]),
-                description=str(entry.get("description", "")),
-                mounts=parse_mounts(
-                    entry.get("mounts", []), f"{self.environments_file}: {name}.mounts"
-                ),
-            )
-            for name, entry in data.items()
-        }
+        environments = _load_json(self.environments_file, "environments")
+        return {name: _environment(name, entry) for name, entry in environments.entries().items()}
 
     def environment(self, name: str) -> Environment:
         """One environment; raises :class:`UnknownEnvironmentError` that lists the known ones."""
@@ -155,7 +157,38 @@ class Host:
         return tuple(bound.values())
 
 
-def _load_json(path: Path, role: str) -> dict[str, Any]:
+def _number(value: Value, most: int) -> int:
+    """From 1 to ``most``; as text too, which is how Ansible hands on what came from a command line."""
+    raw = value.raw
+    return value.instead(int(raw) if isinstance(raw, str) and raw.isdecimal() else raw).integer(
+        1, most
+    )
+
+
+def _mount(value: Value) -> OfferedMount:
+    fields = value.fields(required=("source",), optional={"writable": False}, others=True)
+    return OfferedMount(Path(fields["source"].text()), fields["writable"].boolean())
+
+
+def _environment(name: str, value: Value) -> Environment:
+    fields = value.fields(
+        required=("path", "default_path"), optional={"description": "", "mounts": []}, others=True
+    )
+    return Environment(
+        name=name,
+        path=Path(fields["path"].text()),
+        default_path=fields["default_path"].text(),
+        description=fields["description"].text(),
+        mounts=parse_mounts(fields["mounts"]),
+    )
+
+
+def _load_json(path: Path, role: str) -> Value:
+    """What is in the file, with errors that name the role that writes it."""
+
+    def error(subject: str, message: str, remedy: str) -> HostSetupError:
+        return HostSetupError(subject, message, f"{remedy}, or run the {role} role")
+
     try:
         data = json.loads(path.read_text())
     except OSError as problem:
@@ -164,6 +197,4 @@ def _load_json(path: Path, role: str) -> dict[str, Any]:
         ) from None
     except ValueError:
         raise HostSetupError(str(path), "is not JSON", f"run the {role} role again") from None
-    if not isinstance(data, dict):
-        raise HostSetupError(str(path), "is not a JSON object", f"run the {role} role again")
-    return data
+    return Value(data, str(path), error, prefix=f"{path}: ")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ..errors import HostOverloadedError, InternalError
 from ..linux.netlink import inside
-from .host import BoundMount
+from .host import BoundMount, JobUids
 from .limits import StageConstraints
 
 PROTOCOL_VERSION = 1
@@ -78,6 +78,16 @@ class Ended:
     minor_faults: int
     major_faults: int
 
+    @property
+    def signal(self) -> int | None:
+        """Of the signal that ended the program, else None."""
+        return os.WTERMSIG(self.wait_status) if os.WIFSIGNALED(self.wait_status) else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """None where a signal ended it: never guessed from one another."""
+        return None if os.WIFSIGNALED(self.wait_status) else os.WEXITSTATUS(self.wait_status)
+
 
 @dataclass(frozen=True)
 class Gone:
@@ -97,8 +107,7 @@ class JailSpec:
     dev: Path
     work: Path
     tmp: Path
-    first_id: int
-    """Host id of jobinit; the job's is the next one."""
+    uids: JobUids
     mounts: tuple[BoundMount, ...] = ()
     namespace: int | None = None
     """Descriptor of the network namespace that it runs in; None: one of its own, without a network."""
@@ -262,7 +271,7 @@ class Jail:
 
 
 def _command(spec: JailSpec, control: int, log: int) -> list[str]:
-    inner = spec.first_id
+    init, job = spec.uids.init, spec.uids.job
     return [
         str(spec.nsjail),
         "--mode=o",
@@ -271,10 +280,10 @@ def _command(spec: JailSpec, control: int, log: int) -> list[str]:
         f"--pass_fd={control}",
         f"--chroot={spec.root}",
         # inside:outside:count. Never the short form: `--user N` maps N to the host's root.
-        f"--user=0:{inner}:1",
-        f"--user={JOB_ID}:{inner + 1}:1",
-        f"--group=0:{inner}:1",
-        f"--group={JOB_ID}:{inner + 1}:1",
+        f"--user=0:{init}:1",
+        f"--user={JOB_ID}:{job}:1",
+        f"--group=0:{init}:1",
+        f"--group={JOB_ID}:{job}:1",
         # What jobinit needs to become the job (SETPCAP: to empty the bounding set) and to end
         # processes of another uid; the job gets none.
         "--cap=CAP_SETUID",

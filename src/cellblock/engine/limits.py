@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from .. import units
 from ..errors import InvalidJobError, LimitAboveMaximumError
 from ..units import Bytes, Count, Cpus, Milliseconds
+from ..validate import Value
 
 MIB = 2**20
 
@@ -198,44 +199,24 @@ class StageConstraints:
 
         Raises :class:`InvalidJobError` that names the field below ``where``.
         """
-        if not isinstance(data, Mapping):
-            raise InvalidJobError(
-                where,
-                "is not a mapping",
-                "write limits as name: value, for example cpu_time_ms: 2s",
-            )
-        known = LIMITS
-        values: dict[str, Any] = {}
-        for name, value in data.items():
-            subject = f"{where}.{name}"
-            if name not in known:
-                raise InvalidJobError(subject, "is not a limit", _suggest_limit(str(name)))
-            info = known[name]
-            try:
-                parsed = _PARSERS[name](value)
-            except ValueError as problem:
-                message, _, remedy = str(problem).partition("; ")
-                raise InvalidJobError(subject, message, remedy) from None
-            if parsed < info.minimum:
-                raise InvalidJobError(
-                    subject,
-                    f"is {parsed} {info.unit}, too little for any program",
-                    f"write at least {info.minimum}",
-                )
-            values[name] = parsed
+        return cls.of(Value(data, where, InvalidJobError))
+
+    @classmethod
+    def of(cls, value: Value) -> StageConstraints:
+        """As :meth:`parse`, with the errors of ``value``."""
+        values = _quantities(value)
         memory = values.get("memory_bytes", LIMITS["memory_bytes"].default)
         if (
             values.setdefault("scratch_bytes", min(memory, LIMITS["scratch_bytes"].default))
             > memory
         ):
-            raise InvalidJobError(
-                f"{where}.scratch_bytes",
+            raise value.within("scratch_bytes", None).error(
                 f"is {values['scratch_bytes']}, more than memory_bytes ({memory}), in which it counts",
                 "raise memory_bytes or lower scratch_bytes",
             )
         return cls(**values)
 
-    def check_maxima(self, maxima: Mapping[str, int | float], where: str) -> None:
+    def refuse_above(self, maxima: Mapping[str, int | float], where: str) -> None:
         """Raises :class:`LimitAboveMaximumError` naming every field above the host's maximum."""
         above = [
             f"{name} is {getattr(self, name)}, the maximum is {maxima[name]} {LIMITS[name].unit}"
@@ -272,13 +253,28 @@ LIMITS: dict[str, LimitInfo] = {
 DEFAULT_MAXIMA: dict[str, int | float] = {name: info.maximum for name, info in LIMITS.items()}
 
 
-def parse_maxima(data: Mapping[str, object], where: str) -> dict[str, int | float]:
-    """A host's maxima: the defaults, overridden by ``data`` (limit name -> quantity)."""
-    maxima = dict(DEFAULT_MAXIMA)
-    parsed = StageConstraints.parse(data, where)
-    for name in data:
-        maxima[name] = getattr(parsed, name)
-    return maxima
+def parse_maxima(value: Value) -> dict[str, int | float]:
+    """A host's maxima: the defaults, overridden by ``value`` (limit name -> quantity)."""
+    return {**DEFAULT_MAXIMA, **_quantities(value)}
+
+
+def _quantities(value: Value) -> dict[str, Any]:
+    """The limits that are named, in the unit of their names."""
+    quantities: dict[str, Any] = {}
+    for name, entry in value.entries(
+        remedy="write limits as name: value, for example cpu_time_ms: 2s"
+    ).items():
+        if name not in LIMITS:
+            raise entry.error("is not a limit", _suggest_limit(name))
+        quantity = entry.converted(_PARSERS[name])
+        least = LIMITS[name].minimum
+        if quantity < least:
+            raise entry.error(
+                f"is {quantity} {LIMITS[name].unit}, too little for any program",
+                f"write at least {least}",
+            )
+        quantities[name] = quantity
+    return quantities
 
 
 def _suggest_limit(name: str) -> str:

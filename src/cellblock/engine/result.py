@@ -5,10 +5,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from ..job_network.slots import Traffic
+from .cgroup import GroupUsage
+from .jail import Ended, Failed, Gone
 from .limits import StageConstraints
 
 _CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\r")
@@ -30,6 +34,39 @@ class Verdict(str, Enum):
     """An earlier stage did not end well."""
     INTERNAL_ERROR = "internal_error"
     """The sandbox failed; a job cannot cause this."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage's program ended."""
+
+    verdict: Verdict
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str | None = None
+
+    @classmethod
+    def of(
+        cls, report: Ended | Failed | Gone, limited: bool, failure: Callable[[], str]
+    ) -> Outcome:
+        """From jobinit's report. ``limited``: a limit was hit. ``failure`` says why a jail is gone."""
+        if isinstance(report, Failed):
+            if limited:
+                return cls(Verdict.LIMIT_EXCEEDED, reason=report.reason)
+            verdict = Verdict.NOT_STARTED if report.by_job else Verdict.INTERNAL_ERROR
+            return cls(verdict, reason=report.reason)
+        if isinstance(report, Gone):
+            # Only the OOM killer or this supervisor can have ended jobinit.
+            if limited:
+                return cls(Verdict.LIMIT_EXCEEDED, reason="the jail had to be destroyed")
+            return cls(Verdict.INTERNAL_ERROR, reason=failure())
+        if limited:
+            verdict = Verdict.LIMIT_EXCEEDED
+        elif report.signal is not None:
+            verdict = Verdict.SIGNALED
+        else:
+            verdict = Verdict.OK if report.exit_code == 0 else Verdict.NONZERO_EXIT
+        return cls(verdict, report.exit_code, report.signal)
 
 
 @dataclass(frozen=True)
@@ -107,6 +144,70 @@ class Usage:
     network_refused_packets: int | None
     network_throttled_packets: int | None
     sources: dict[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        wall_time_s: float,
+        group: GroupUsage,
+        report: Ended | Failed | Gone,
+        io: tuple[int, int] | None,
+        traffic: Traffic | None,
+    ) -> Usage:
+        """From the supervisor's clock, the cgroup, jobinit's report, the ``io`` (bytes read, written) of
+        what it reaped, and the network slot."""
+        ended = report if isinstance(report, Ended) else None
+        network = "nft_counter" if traffic else "unavailable: the stage has no network"
+        reaped = "reaped_only" if ended else "unavailable: the jail's init did not report"
+        return cls(
+            wall_time_ms=milliseconds(wall_time_s),
+            cpu_time_ms=group.cpu_us / 1000,
+            cpu_user_ms=group.cpu_user_us / 1000,
+            cpu_system_ms=group.cpu_system_us / 1000,
+            memory_peak_bytes=group.memory_peak_bytes,
+            memory_cache_end_bytes=group.memory_cache_bytes,
+            # jobinit is not the job's
+            processes_peak=None
+            if group.processes_peak is None
+            else max(0, group.processes_peak - 1),
+            max_rss_bytes=None if ended is None else ended.max_rss_kib * 1024,
+            voluntary_context_switches=None if ended is None else ended.voluntary_switches,
+            involuntary_context_switches=None if ended is None else ended.involuntary_switches,
+            read_bytes=None if io is None else io[0],
+            written_bytes=None if io is None else io[1],
+            block_read_bytes=None if ended is None else ended.blocks_in * 512,
+            block_written_bytes=None if ended is None else ended.blocks_out * 512,
+            network_received_bytes=None if traffic is None else traffic.received_bytes,
+            network_sent_bytes=None if traffic is None else traffic.sent_bytes,
+            network_received_packets=None if traffic is None else traffic.received_packets,
+            network_sent_packets=None if traffic is None else traffic.sent_packets,
+            network_refused_packets=None if traffic is None else traffic.refused_packets,
+            network_throttled_packets=None if traffic is None else traffic.throttled_packets,
+            sources={
+                "wall_time_ms": "supervisor_clock",
+                "cpu_time_ms": "cgroup",
+                "cpu_user_ms": "cgroup",
+                "cpu_system_ms": "cgroup",
+                "memory_peak_bytes": "cgroup",
+                "memory_cache_end_bytes": "cgroup",
+                "processes_peak": "unavailable: this kernel does not keep it (Linux 6.1 does)"
+                if group.processes_peak is None
+                else "cgroup",
+                "max_rss_bytes": reaped,
+                "voluntary_context_switches": reaped,
+                "involuntary_context_switches": reaped,
+                "read_bytes": reaped,
+                "written_bytes": reaped,
+                "block_read_bytes": reaped,
+                "block_written_bytes": reaped,
+                "network_received_bytes": network,
+                "network_sent_bytes": network,
+                "network_received_packets": network,
+                "network_sent_packets": network,
+                "network_refused_packets": network,
+                "network_throttled_packets": network,
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -198,3 +299,7 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"SIGRTMIN+{number - signal.SIGRTMIN}" if number > 31 else f"SIG{number}"
+
+
+def milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 3)

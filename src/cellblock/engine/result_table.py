@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..text import printable
 from ..units import format_bytes
 
 _SHOWN_LINES, _SHOWN_CHARACTERS = 5, 200
@@ -67,14 +68,6 @@ def _first_lines(output: Mapping[str, Any], prefix: str) -> list[str]:
     if len(lines) > _SHOWN_LINES:
         shown.append(f"{prefix}({len(lines) - _SHOWN_LINES} more lines)")
     return shown
-
-
-def printable(text: str) -> str:
-    """``text`` with everything escaped that a terminal could act upon."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
 
 
 def _verdict(stage: Mapping[str, Any]) -> str:

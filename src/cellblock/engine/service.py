@@ -1,14 +1,6 @@
 """The supervisor: a root service on a unix socket that runs jobs for one group.
 
-Protocol: the client sends one JSON object on one line and keeps the connection open; the service
-answers with one line, ``{"result": ...}`` or ``{"error": ...}``. A client that goes away ends its job.
-
-    {"op": "run", "job": {...}}     -> the job's record
-    {"op": "check", "job": {...}}   -> {} when this host would run it
-    {"op": "environments"}          -> {name: description}
-    {"op": "slot", "slot": {...}}   -> {address, interface}, and the descriptor of a network slot's
-                                       namespace; the slot is held while the client stays connected.
-                                       For root only
+What is said on the socket: see :mod:`cellblock.engine.protocol`.
 """
 
 from __future__ import annotations
@@ -25,22 +17,26 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from ..errors import CellblockError, HostSetupError, InternalError, ServiceUnavailableError
-from ..job_network.network import INTERFACE
-from .admission import Cancelled
-from .engine import Engine
-from .job import MAX_INPUT_BYTES, parse_job
+from ..errors import (
+    Cancelled,
+    CellblockError,
+    HostSetupError,
+    InternalError,
+    InvalidJobError,
+    ServiceUnavailableError,
+)
+from ..job_network.plan import INTERFACE
+from ..validate import Value, show
+from . import protocol
+from .batch import run_all
+from .engine import CheckedJob, Engine
+from .job_parser import parse_job, parse_stage
 
 GROUP = "cellblock"
 """Members of this group, and root, may submit jobs."""
-MAX_REQUEST_BYTES = 2 * MAX_INPUT_BYTES
-"""Room for the largest job in base64, and its stages."""
-MAX_STRUCTURE = 100_000
-"""Brackets and commas of a request. Contents are one string each (clients send base64), so a request
-needs few; parsing millions of them would hold up the supervision of running jobs."""
 MAX_CONNECTIONS = 4096
 MAX_CONNECTIONS_PER_USER = 256
 """Of each user but root."""
@@ -54,7 +50,11 @@ _log = logging.getLogger("cellblock")
 def serve(engine: Engine, listener: socket.socket) -> None:
     """Answers requests on ``listener`` until the process ends."""
     _notify("READY=1")
-    _log.info("ready: %d slots, %s", engine.host.slots, ", ".join(engine.host.environments()))
+    _log.info(
+        "ready: %d jobs at a time, %s",
+        engine.host.parallel_jobs,
+        ", ".join(engine.host.environments()),
+    )
     connections = _Connections()
     while True:
         try:
@@ -113,46 +113,82 @@ class _Connections:
 def _answer(engine: Engine, connection: socket.socket, connections: _Connections) -> None:
     with connection:
         try:
-            with connections.of(uid := _check_peer(connection)):
+            with connections.of(uid := _authorized_uid(connection)):
                 request = _receive(connection)
-                if isinstance(request, dict) and request.get("op") == "slot":
+                if request.get("op") == "slot":
                     _hold_slot(engine, connection, request.get("slot"), uid)
                     return
-                answer: dict[str, Any] = {
-                    "result": _dispatch(engine, request, lambda: _is_gone(connection))
-                }
-        except (Cancelled, ConnectionError):
-            _log.info("client went away; its job was ended")
-            return
+                with contextlib.closing(
+                    _answers(engine, request, lambda: _is_gone(connection))
+                ) as answers:
+                    for answer in answers:
+                        _send(connection, answer)
+        except (Cancelled, ConnectionError, _NotRead):
+            _log.info("client went away or did not read its answer; its jobs were ended")
         except CellblockError as problem:
-            answer = {"error": problem.as_dict()}
+            _send_last(connection, problem)
         except Exception:
             # A defect of ours must end neither the service nor the caller without a word.
             _log.exception("request failed")
-            answer = {
-                "error": InternalError(
+            _send_last(
+                connection,
+                InternalError(
                     "service", "failed unexpectedly", "see the journal of cellblock.service"
-                ).as_dict()
-            }
-        try:
-            connection.settimeout(SEND_TIMEOUT_S)
-            connection.sendall(json.dumps(answer).encode() + b"\n")
-        except OSError:
-            _log.info("client went away before its answer, or did not read it")
+                ),
+            )
 
 
-def _dispatch(engine: Engine, request: Any, cancelled: Callable[[], bool]) -> dict[str, Any]:
-    op = request.get("op") if isinstance(request, dict) else None
-    if op == "run":
-        return engine.run(parse_job(request.get("job")), cancelled).as_dict()
-    if op == "check":
-        engine.check(parse_job(request.get("job")))
-        return {}
+def _answers(
+    engine: Engine, request: dict[str, Any], cancelled: Callable[[], bool]
+) -> Generator[dict[str, Any], None, None]:
+    """The lines of the answer to ``request``."""
+    op = request.get("op")
     if op == "environments":
-        return {name: env.description for name, env in engine.host.environments().items()}
-    raise ServiceUnavailableError(
-        "service", f"does not know the operation {op!r}", "use a client of the same version"
-    )
+        environments = engine.host.environments()
+        yield {"result": {name: env.description for name, env in environments.items()}}
+    elif op in ("check", "run"):
+        jobs: list[CheckedJob] = []
+        for value in Value(request.get("jobs"), "jobs", InvalidJobError).list():
+            if cancelled():
+                raise Cancelled
+            try:
+                jobs.append(engine.check(parse_job(value.raw)))
+            except CellblockError as problem:
+                yield {"error": problem.as_dict(), "refused": len(jobs)}
+                return
+        if op == "check":
+            yield {"result": {}}
+            return
+        # It may be large, and nobody needs it while the jobs run.
+        request.clear()
+        for number, outcome in enumerate(run_all(engine, jobs, cancelled)):
+            if isinstance(outcome, CellblockError):
+                yield {"job": number, "error": outcome.as_dict()}
+            else:
+                yield {"job": number, "result": outcome.as_dict()}
+    else:
+        raise ServiceUnavailableError(
+            "service", f"does not know the operation {op!r}", "use a client of the same version"
+        )
+
+
+class _NotRead(Exception):
+    """The client takes no answer."""
+
+
+def _send(connection: socket.socket, answer: dict[str, Any]) -> None:
+    try:
+        connection.settimeout(SEND_TIMEOUT_S)
+        connection.sendall(json.dumps(answer).encode() + b"\n")
+    except OSError:
+        raise _NotRead from None
+
+
+def _send_last(connection: socket.socket, problem: CellblockError) -> None:
+    try:
+        _send(connection, {"error": problem.as_dict()})
+    except _NotRead:
+        _log.info("client went away before its answer, or did not read it")
 
 
 def _hold_slot(engine: Engine, connection: socket.socket, wanted: Any, uid: int) -> None:
@@ -167,24 +203,23 @@ def _hold_slot(engine: Engine, connection: socket.socket, wanted: Any, uid: int)
         raise ServiceUnavailableError(
             "slot", "is not a request for a slot", "use the cellblock command"
         )
-    stage = {"name": "slot", "command": ["slot"], **wanted}
-    parsed = parse_job({"environment": "slot", "stages": [stage]}).stages[0]
-    with engine.hold_slot(parsed, lambda: _is_gone(connection)) as slot:
-        address, ipv6 = str(slot.address), slot.ipv6_address
-        answer = {
-            "result": {
-                "address": address,
-                "ipv6": None if ipv6 is None else str(ipv6),
-                "interface": INTERFACE,
-            }
+    stage = parse_stage(
+        Value({"name": "slot", "command": ["slot"], **wanted}, "slot", InvalidJobError)
+    )
+    with engine.hold_slot(stage, lambda: _is_gone(connection)) as slot:
+        result = {
+            "address": str(slot.address),
+            "ipv6": None if slot.ipv6_address is None else str(slot.ipv6_address),
+            "interface": INTERFACE,
         }
-        socket.send_fds(connection, [json.dumps(answer).encode() + b"\n"], [slot.namespace])
+        line = json.dumps({"result": result}).encode() + b"\n"
+        socket.send_fds(connection, [line], [slot.namespace])
         with contextlib.suppress(ConnectionError):
             while connection.recv(4096):
                 pass
 
 
-def _check_peer(connection: socket.socket) -> int:
+def _authorized_uid(connection: socket.socket) -> int:
     """The uid of a peer that may submit. The socket's mode says the same; this holds should the
     mode ever be wrong."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
@@ -204,7 +239,8 @@ def _check_peer(connection: socket.socket) -> int:
     return int(uid)
 
 
-def _receive(connection: socket.socket) -> Any:
+def _receive(connection: socket.socket) -> dict[str, Any]:
+    """The request, of this version of the protocol."""
     data = bytearray()
     deadline = time.monotonic() + RECEIVE_TIMEOUT_S
     while not data.endswith(b"\n"):
@@ -220,23 +256,33 @@ def _receive(connection: socket.socket) -> Any:
         if not chunk:
             raise ConnectionError
         data += chunk
-        if len(data) > MAX_REQUEST_BYTES:
+        if len(data) > protocol.MAX_REQUEST_BYTES:
             raise ServiceUnavailableError(
-                "request", f"is larger than {MAX_REQUEST_BYTES} bytes", "send smaller files"
+                "request",
+                f"is larger than {protocol.MAX_REQUEST_BYTES} bytes",
+                "send smaller files",
             )
     connection.settimeout(None)
-    if sum(data.count(mark) for mark in (b"[", b"{", b",")) > MAX_STRUCTURE:
+    if protocol.structure(data) > protocol.MAX_STRUCTURE:
         raise ServiceUnavailableError(
             "request",
             "has too many parts",
             "send contents as base64, as the cellblock command does",
         )
     try:
-        return json.loads(data)
+        request = json.loads(data)
     except (ValueError, RecursionError):
         raise ServiceUnavailableError(
             "request", "is not a line of JSON", "use the cellblock command"
         ) from None
+    version = request.get("version") if isinstance(request, dict) else None
+    if version != protocol.VERSION:
+        raise ServiceUnavailableError(
+            "request",
+            f"is in version {show(version)} of the protocol, this service speaks {protocol.VERSION}",
+            "use the cellblock command of this host's engine",
+        )
+    return dict(request)
 
 
 def _is_gone(connection: socket.socket) -> bool:

@@ -13,16 +13,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from ipaddress import ip_address, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Any
 
-from . import matrix
-from .matrix import SIBLING, Plan
+from ..validate import Value
+from .completion import complete
+from .probe_plan import SIBLING, Plan
 
 # No module returns more: a listener notes at most so much, evidence is a sentence.
 MOST_RECORDS = 20_000
 LONGEST_TEXT = 2000
 LONGEST_NAME = 200
+LONGEST_ADDRESS = 64
 LONGEST_REASON = 300
 # A slave has an interface for each of its slots.
 MOST_INTERFACES = 1024
@@ -30,6 +32,7 @@ MOST_ADDRESSES = 4096
 # Of interfaces on a network of the fleet, which are tried from everywhere.
 MOST_ON_THE_FLEETS_NETWORKS = 64
 
+_MAC = re.compile("[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 OUTCOMES = ("open", "refused", "filtered", "unreachable", "sent", "denied", "error")
 
 # In the order in which they are asked.
@@ -39,35 +42,40 @@ _PARTS = ("listening", "probed", "collected")
 class Misfit(Exception):
     """An answer is not what network_probe returns; the text names the place."""
 
+    def __init__(self, where: str, what: str, _remedy: str = "") -> None:
+        super().__init__(f"{where} {what}")
 
-def listening(made: Plan, told: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Those of the hosts' answers to ``listening`` that ``matrix.complete`` may be given.
 
-    ``told``: by host (and ``controller``), what the task returned.
+def listening(plan: Plan, responses: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Those of the hosts' answers to ``listening`` that ``completion.complete`` may be given.
+
+    ``responses``: by host (and ``controller``), what the task returned.
     """
-    asked = _Asked(made)
-    taken = {host: _taken("listening", result, asked, host)[0] for host, result in told.items()}
+    request = _Request(plan)
+    taken = {
+        host: _taken("listening", result, request, host)[0] for host, result in responses.items()
+    }
     return {host: answer for host, answer in taken.items() if answer is not None}
 
 
 def observe(
-    made: Plan, told: Mapping[str, Mapping[str, Any]]
+    plan: Plan, responses: Mapping[str, Mapping[str, Any]]
 ) -> tuple[Plan, dict[str, dict[str, Any]]]:
-    """The completed plan, and the observations for ``matrix.judge``.
+    """The completed plan, and the observations for ``verdict.judge``.
 
-    ``told``: by host (and ``controller``), what the tasks returned as ``listening``, ``probed`` and
+    ``responses``: by host (and ``controller``), what the tasks returned as ``listening``, ``probed`` and
     ``collected``. The plan is the same that the hosts' targets were made from: it depends on
     ``listening`` alone.
     """
-    full = matrix.complete(
-        made, listening(made, {host: parts.get("listening") for host, parts in told.items()})
+    full = complete(
+        plan, listening(plan, {host: parts.get("listening") for host, parts in responses.items()})
     )
-    asked = _Asked(full)
+    request = _Request(full)
     found: dict[str, dict[str, Any]] = {}
-    for host, parts in told.items():
+    for host, parts in responses.items():
         seen: dict[str, Any] = {}
         for part in _PARTS:
-            answer, problem = _taken(part, parts.get(part), asked, host)
+            answer, problem = _taken(part, parts.get(part), request, host)
             if answer is not None:
                 seen[part] = answer
             if problem is not None:
@@ -77,7 +85,7 @@ def observe(
 
 
 def _taken(
-    part: str, result: Any, asked: _Asked, host: str
+    part: str, result: Any, request: _Request, host: str
 ) -> tuple[Mapping[str, Any] | None, str | None]:
     """A task's result if it is an answer that fits; else None, and why where there is a reason."""
     if result is None:
@@ -90,292 +98,200 @@ def _taken(
         if not result or result.get("skipped"):
             return None, None
     try:
-        _CHECKS[part](result, asked, host)
+        whole = Value(result, "the answer", Misfit, prefix="", quote=False)
+        _CHECKS[part](whole, request, host)
     except Misfit as misfit:
         return None, f"what it returned makes no sense ({misfit})"
     return result, None
 
 
 def _reason(result: Mapping[str, Any]) -> str:
-    told = result.get("msg")
-    lines = told.strip().splitlines() if isinstance(told, str) else []
+    message = result.get("msg")
+    lines = message.strip().splitlines() if isinstance(message, str) else []
     return lines[0].removeprefix("Task failed: ")[:LONGEST_REASON] if lines else "no reason given"
 
 
-class _Asked:
+class _Request:
     """What hosts were asked: their answers must not have more."""
 
-    def __init__(self, made: Plan) -> None:
-        self.made = made
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
 
     @cached_property
     def listeners(self) -> dict[str, list[dict[str, Any]]]:
-        return self.made.listeners()
+        return self.plan.listeners()
 
     @cached_property
     def siblings(self) -> dict[str, dict[str, Any]]:
-        return self.made.siblings()
+        return self.plan.siblings()
 
     @cached_property
     def targets(self) -> dict[str, list[dict[str, Any]]]:
-        return self.made.targets()
+        return self.plan.targets()
 
     @cached_property
     def sandboxes(self) -> dict[str, list[dict[str, Any]]]:
-        return self.made.sandboxes()
+        return self.plan.sandboxes()
 
 
-# Checks of shapes: each takes a value and where it stands, and raises Misfit.
-
-_Check = Callable[[Any, str], None]
+# The three answers: each check raises Misfit.
 
 
-def _within(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
-
-
-def _text(longest: int, *, or_null: bool = False) -> _Check:
-    def check(value: Any, where: str) -> None:
-        if value is None and or_null:
-            return
-        if not isinstance(value, str):
-            raise Misfit(f"{where} is no text")
-        if len(value) > longest:
-            raise Misfit(f"{where} has {len(value)} characters, at most {longest} are taken")
-
-    return check
-
-
-def _number(least: int, most: int, *, or_null: bool = False) -> _Check:
-    def check(value: Any, where: str) -> None:
-        if value is None and or_null:
-            return
-        # True is an int to Python.
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise Misfit(f"{where} is no number from {least} to {most}")
-
-    return check
-
-
-def _boolean(value: Any, where: str) -> None:
-    if not isinstance(value, bool):
-        raise Misfit(f"{where} is neither true nor false")
-
-
-def _outcome(value: Any, where: str) -> None:
-    if not isinstance(value, str) or value not in OUTCOMES:
-        raise Misfit(f"{where} is none of {', '.join(OUTCOMES)}")
-
-
-def _mac(value: Any, where: str) -> None:
-    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{2}(:[0-9a-f]{2}){5}", value):
-        raise Misfit(f"{where} is no hardware address")
-
-
-def _address(value: Any, where: str) -> None:
-    # A scope (fe80::1%eth0) may be any text.
-    if not isinstance(value, str) or "%" in value:
-        raise Misfit(f"{where} is no address")
-    try:
-        ip_address(value)
-    except ValueError:
-        raise Misfit(f"{where} is no address") from None
-
-
-def _list_of(check_entry: _Check, most: int) -> _Check:
-    def check(value: Any, where: str) -> None:
-        if not isinstance(value, list):
-            raise Misfit(f"{where} is no list")
-        if len(value) > most:
-            raise Misfit(f"{where} has {len(value)} entries, at most {most} are taken")
-        for number, entry in enumerate(value):
-            check_entry(entry, f"{where}[{number}]")
-
-    return check
-
-
-def _record(required: Mapping[str, _Check], optional: Mapping[str, _Check] | None = None) -> _Check:
-    """A mapping with these keys; others are not looked at."""
-
-    def check(value: Any, where: str) -> None:
-        if not isinstance(value, Mapping):
-            raise Misfit(f"{where or 'the answer'} is no mapping")
-        for key, check_value in required.items():
-            if key not in value:
-                raise Misfit(f"{_within(where, key)} is missing")
-            check_value(value[key], _within(where, key))
-        for key, check_value in (optional or {}).items():
-            if key in value:
-                check_value(value[key], _within(where, key))
-
-    return check
-
-
-def _own_address(value: Any, where: str) -> None:
-    _OWN_ADDRESS(value, where)
-    try:
-        own = ip_interface(f"{value['address']}/{value['prefix_length']}").ip
-    except ValueError:
-        raise Misfit(f"{where}.prefix_length does not fit the address") from None
-    if own.is_multicast or own.is_unspecified or own.is_loopback:
-        raise Misfit(f"{where}.address is none that an interface has")
-
-
-_NAME = _text(LONGEST_NAME)
-_ADDRESS = _text(64)  # only compared
-_PORT = _number(0, 65535)
-_HANDLE = {"handle": _text(LONGEST_NAME, or_null=True)}
-_PROBLEM = _text(LONGEST_TEXT)
-_OWN_ADDRESS = _record({"address": _address, "prefix_length": _number(0, 128)})
-_INTERFACES = _list_of(
-    _record(
-        {"name": _NAME, "mac": _mac, "addresses": _list_of(_own_address, MOST_ADDRESSES)},
-    ),
-    MOST_INTERFACES,
-)
-_LISTENERS = _list_of(
-    _record(
-        {"id": _NAME, "protocol": _NAME, "ipv4": _NAME, "ipv6": _NAME},
-        {"port": _number(1, 65535, or_null=True)},
-    ),
-    MOST_RECORDS,
-)
-_LISTENING = _record(
-    {
-        "interfaces": _INTERFACES,
-        "own_addresses": _list_of(_address, MOST_ADDRESSES),
-        "listeners": _LISTENERS,
-    },
-    _HANDLE,
-)
-_JOB_NETWORK = _record({"interfaces": _INTERFACES, "listeners": _LISTENERS, **_HANDLE})
-_RESULTS = _list_of(
-    _record(
-        {"id": _NAME, "outcome": _outcome, "evidence": _text(LONGEST_TEXT)},
-        {"payload": _NAME, "source": _ADDRESS, "source_port": _PORT},
-    ),
-    MOST_RECORDS,
-)
-_PROBED = _record({"results": _RESULTS})
-_ACCOUNT = _record(
-    {
-        "was_running": _boolean,
-        "received": _list_of(
-            _record(
-                {"listener": _NAME, "source": _ADDRESS, "source_port": _PORT, "payload": _NAME}
-            ),
-            MOST_RECORDS,
-        ),
-        "half_open": _list_of(
-            _record({"source": _ADDRESS, "source_port": _PORT, "port": _PORT}), MOST_RECORDS
-        ),
-    },
-    {"is_incomplete": _boolean, **_HANDLE},
-)
-
-
-# The three answers.
-
-
-def _check_listening(answer: Any, asked: _Asked, host: str) -> None:
-    _LISTENING(answer, "")
-    _check_listeners(answer["listeners"], asked.listeners.get(host, ()), "listeners")
-    _check_interfaces(answer["interfaces"], asked.made, "interfaces")
-    network = answer.get("job_network")
-    if network is None:
+def _check_listening(answer: Value, request: _Request, host: str) -> None:
+    fields = answer.fields(
+        ("interfaces", "own_addresses", "listeners"),
+        {"handle": None, "job_network": None},
+        others=True,
+    )
+    for address in fields["own_addresses"].list(most=MOST_ADDRESSES):
+        address.address()
+    _check_links(fields, request.listeners.get(host, ()), request.plan)
+    network = fields["job_network"].or_none()
+    if network is None or (_has_problem(network) and "interfaces" not in network.raw):
         return
-    if isinstance(network, Mapping) and network.get("problem"):
-        _PROBLEM(network["problem"], "job_network.problem")
-        if "interfaces" not in network:
-            return
-    _JOB_NETWORK(network, "job_network")
-    sibling = asked.siblings.get(host, {}).get("listeners", ())
-    _check_listeners(network["listeners"], sibling, "job_network.listeners")
-    _check_interfaces(network["interfaces"], asked.made, "job_network.interfaces")
+    own = network.fields(("interfaces", "listeners", "handle"), others=True)
+    _check_links(own, request.siblings.get(host, {}).get("listeners", ()), request.plan)
 
 
-def _check_probed(answer: Any, asked: _Asked, host: str) -> None:
-    _PROBED(answer, "")
-    _check_results(answer["results"], asked.targets.get(host, ()), "results")
-    boxes = answer.get("sandboxes")
-    if boxes is None:
+def _check_probed(answer: Value, request: _Request, host: str) -> None:
+    fields = answer.fields(("results",), {"sandboxes": None}, others=True)
+    _check_results(fields["results"], request.targets.get(host, ()))
+    if fields["sandboxes"].or_none() is None:
         return
-    if not isinstance(boxes, Mapping):
-        raise Misfit("sandboxes is no mapping")
-    targets = {box["name"]: box["targets"] for box in asked.sandboxes.get(host, ())}
-    if not set(boxes) <= set(targets):
-        raise Misfit("sandboxes has a name that was not asked for")
-    for name in targets:
-        if name in boxes:
-            _check_sandbox(boxes[name], targets[name], f"sandboxes.{name}")
+    sandboxes = fields["sandboxes"].entries()
+    targets = {sandbox["name"]: sandbox["targets"] for sandbox in request.sandboxes.get(host, ())}
+    if not set(sandboxes) <= set(targets):
+        raise fields["sandboxes"].error("has a name that was not asked for", "")
+    for name, sandbox in sandboxes.items():
+        if not _has_problem(sandbox):
+            _check_results(sandbox.fields(("results",), others=True)["results"], targets[name])
 
 
-def _check_sandbox(box: Any, targets: Sequence[Mapping[str, Any]], where: str) -> None:
-    if isinstance(box, Mapping) and box.get("problem"):
-        _PROBLEM(box["problem"], f"{where}.problem")
+def _check_collected(answer: Value, _request: _Request, _host: str) -> None:
+    _check_account(answer)
+    sandboxes = answer.fields((), {"sandboxes": None}, others=True)["sandboxes"].or_none()
+    if sandboxes is None:
         return
-    _PROBED(box, where)
-    _check_results(box["results"], targets, f"{where}.results")
+    sibling = sandboxes.fields((), {SIBLING: None}, others=True)[SIBLING].or_none()
+    if sibling is not None:
+        _check_account(sibling)
 
 
-def _check_collected(answer: Any, _asked: _Asked, _host: str) -> None:
-    _ACCOUNT(answer, "")
-    boxes = answer.get("sandboxes")
-    if boxes is None:
-        return
-    if not isinstance(boxes, Mapping):
-        raise Misfit("sandboxes is no mapping")
-    if boxes.get(SIBLING) is not None:
-        _ACCOUNT(boxes[SIBLING], f"sandboxes.{SIBLING}")
-
-
-_CHECKS: dict[str, Callable[[Any, _Asked, str], None]] = {
+_CHECKS: dict[str, Callable[[Value, _Request, str], None]] = {
     "listening": _check_listening,
     "probed": _check_probed,
     "collected": _check_collected,
 }
 
 
-def _check_listeners(
-    told: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]], where: str
+# What they are made of.
+
+
+def _has_problem(value: Value) -> bool:
+    """Whether it says why there is nothing else, or not all."""
+    if not isinstance(value.raw, Mapping) or not value.raw.get("problem"):
+        return False
+    value.within("problem", value.raw["problem"]).text(most=LONGEST_TEXT)
+    return True
+
+
+def _check_handle(handle: Value) -> None:
+    if handle.or_none() is not None:
+        handle.text(most=LONGEST_NAME)
+
+
+def _check_links(
+    fields: Mapping[str, Value], requested: Sequence[Mapping[str, Any]], plan: Plan
 ) -> None:
-    wanted = {(entry["id"], entry["protocol"], entry.get("port")) for entry in asked}
-    for number, entry in enumerate(told):
-        key = (entry["id"], entry["protocol"], entry.get("port"))
-        if key not in wanted:
-            raise Misfit(f"{where}[{number}] was not asked for, or is there twice")
-        wanted.remove(key)
+    """The interfaces of a host or slot, and the listeners of the process there."""
+    _check_handle(fields["handle"])
+    _check_interfaces(fields["interfaces"], plan)
+    wanted = {(entry["id"], entry["protocol"], entry.get("port")) for entry in requested}
+    for entry in fields["listeners"].list(most=MOST_RECORDS):
+        own = entry.fields(("id", "protocol", "ipv4", "ipv6"), {"port": None}, others=True)
+        ident, protocol = (own[name].text(most=LONGEST_NAME) for name in ("id", "protocol"))
+        for name in ("ipv4", "ipv6"):
+            own[name].text(most=LONGEST_NAME)
+        port = None if own["port"].or_none() is None else own["port"].integer(1, 65535)
+        _strike_off(entry, (ident, protocol, port), wanted)
 
 
-def _check_results(
-    told: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]], where: str
-) -> None:
-    wanted = {target["id"] for target in asked}
-    for number, result in enumerate(told):
-        if result["id"] not in wanted:
-            raise Misfit(f"{where}[{number}] was not asked for, or is there twice")
-        wanted.remove(result["id"])
-        if "source_port" in result and "source" not in result:
-            raise Misfit(f"{where}[{number}].source is missing")
-
-
-def _check_interfaces(told: Sequence[Mapping[str, Any]], made: Plan, where: str) -> None:
-    """How many addresses there are at all, and how many that others, or it itself, would try."""
-    every = [[own["address"] for own in entry["addresses"]] for entry in told]
-    count = sum(map(len, every))
+def _check_interfaces(interfaces: Value, plan: Plan) -> None:
+    """Also how many addresses there are at all, and how many that others, or it itself, would try."""
+    links = [_addresses(interface) for interface in interfaces.list(most=MOST_INTERFACES)]
+    count = sum(map(len, links))
     if count > MOST_ADDRESSES:
-        raise Misfit(f"{where} has {count} addresses, at most {MOST_ADDRESSES} are taken")
-    known = [a for host in made.fleet.fleet_hosts() for a in host.addresses]
+        raise interfaces.error(f"has {count} addresses, at most {MOST_ADDRESSES} are taken", "")
+    known = [a for host in plan.fleet.fleet_hosts() for a in host.addresses]
     tried = 0
-    for entry in told:
-        networks = [
-            ip_interface(f"{own['address']}/{own['prefix_length']}").network
-            for own in entry["addresses"]
-        ]
+    for own in links:
+        networks = [address.network for address in own]
         if any(a in network for network in networks for a in known if a.version == network.version):
             tried += max(1, len(networks))
     if tried > MOST_ON_THE_FLEETS_NETWORKS:
-        raise Misfit(
-            f"{where} has {tried} addresses on interfaces of the fleet's networks, at most"
-            f" {MOST_ON_THE_FLEETS_NETWORKS} are tried"
+        raise interfaces.error(
+            f"has {tried} addresses on interfaces of the fleet's networks, at most"
+            f" {MOST_ON_THE_FLEETS_NETWORKS} are tried",
+            "",
         )
+
+
+def _addresses(interface: Value) -> list[IPv4Interface | IPv6Interface]:
+    fields = interface.fields(("name", "mac", "addresses"), others=True)
+    fields["name"].text(most=LONGEST_NAME)
+    fields["mac"].matching(_MAC, "a hardware address")
+    found = []
+    for entry in fields["addresses"].list(most=MOST_ADDRESSES):
+        own = entry.fields(("address", "prefix_length"), others=True)
+        address, length = own["address"].address(), own["prefix_length"].integer(0, 128)
+        if length > address.max_prefixlen:
+            raise own["prefix_length"].error("does not fit the address", "")
+        if address.is_multicast or address.is_unspecified or address.is_loopback:
+            raise own["address"].error("is none that an interface can have", "")
+        found.append(ip_interface(f"{address}/{length}"))
+    return found
+
+
+def _check_results(results: Value, targets: Sequence[Mapping[str, Any]]) -> None:
+    wanted = {target["id"] for target in targets}
+    optional = {"payload": "", "source": "", "source_port": 0}
+    for result in results.list(most=MOST_RECORDS):
+        fields = result.fields(("id", "outcome", "evidence"), optional, others=True)
+        fields["outcome"].choice(OUTCOMES)
+        fields["evidence"].text(most=LONGEST_TEXT)
+        fields["payload"].text(most=LONGEST_NAME)
+        _check_source(fields)
+        if "source_port" in result.raw and "source" not in result.raw:
+            raise fields["source"].error("is missing", "")
+        _strike_off(result, fields["id"].text(most=LONGEST_NAME), wanted)
+
+
+def _strike_off(entry: Value, key: Any, wanted: set[Any]) -> None:
+    if key not in wanted:
+        raise entry.error("was not asked for, or is there twice", "")
+    wanted.remove(key)
+
+
+def _check_account(account: Value) -> None:
+    fields = account.fields(
+        ("was_running", "received", "half_open"),
+        {"handle": None, "is_incomplete": False},
+        others=True,
+    )
+    fields["was_running"].boolean()
+    fields["is_incomplete"].boolean()
+    _check_handle(fields["handle"])
+    for record in fields["received"].list(most=MOST_RECORDS):
+        own = record.fields(("listener", "source", "source_port", "payload"), others=True)
+        own["listener"].text(most=LONGEST_NAME)
+        own["payload"].text(most=LONGEST_NAME)
+        _check_source(own)
+    for record in fields["half_open"].list(most=MOST_RECORDS):
+        own = record.fields(("source", "source_port", "port"), others=True)
+        own["port"].integer(0, 65535)
+        _check_source(own)
+
+
+def _check_source(fields: Mapping[str, Value]) -> None:
+    fields["source"].text(most=LONGEST_ADDRESS)  # only compared
+    fields["source_port"].integer(0, 65535)

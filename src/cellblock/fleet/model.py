@@ -10,12 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
+from ..job_network.plan import (
+    LONGEST_IPV6_PREFIX,
+    SPECIAL_NETWORKS,
+    Address,
+    Network,
+    ipv6_network,
+)
+from ..job_network.policy import DECLARED_POLICIES
 
 # Peers of a flow that are neither a group of the inventory nor a declared network.
 EVERY_HOST = "fleet"
@@ -23,28 +29,12 @@ INTERNET = "internet"
 CONTROLLERS = "controllers"
 CONTROLLER = "controller"
 
-# What is never "the internet": the special-purpose registries of IANA (RFC 6890 and its successors),
-# without the ranges for documentation (RFC 5737, RFC 3849). Those lead nowhere on a real network,
-# and on the local fleet they are its internet. 168.63.129.16 is public by its number and hands out
-# configuration and credentials to Azure's machines. Of IPv6 it is all that is not global unicast
-# (2000::/3), and there what tunnels (Teredo, 6to4): 64:ff9b::/96 (NAT64) and 2002::/16 (6to4) would
-# carry a private IPv4 address inside.
-NOT_INTERNET: tuple[Network, ...] = tuple(
-    ip_network(cidr)
-    for cidr in """
-    0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
-    192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 224.0.0.0/3
-    168.63.129.16/32
-    ::/3 2001::/23 2002::/16 4000::/2 8000::/1
-    """.split()
-)
+# The group of the inventory whose hosts run untrusted jobs.
+SLAVES_GROUP = "worker_slaves"
 
 # Of IPv6, what may be a job's address: global unicast and unique local.
 GLOBAL_UNICAST = IPv6Network("2000::/3")
 UNIQUE_LOCAL = IPv6Network("fc00::/7")
-# An IPv6 prefix for jobs is followed by the number of an IPv4 address.
-LONGEST_JOB_PREFIX = 96
-
 # Names that mean something in flows or in the rules derived from them.
 RESERVED = (EVERY_HOST, INTERNET, "any", "not_internet", "jobs", "resets", "ipv6_routers")
 
@@ -119,14 +109,14 @@ class Fleet:
     job_networks: Mapping[str, IPv4Network] = field(default_factory=dict)
     # Of slaves whose jobs have IPv6 besides: what their addresses begin with.
     job_ipv6_prefixes: Mapping[str, IPv6Network] = field(default_factory=dict)
-    slaves_group: str = "worker_slaves"
+    slaves_group: ClassVar[str] = SLAVES_GROUP
     outside_group: str = "outside"
 
     @cached_property
     def job_ipv6_networks(self) -> Mapping[str, IPv6Network]:
         """The IPv6 addresses that each slave gives its jobs, of those that give any."""
         return {
-            slave: job_ipv6_network(prefix, self.job_networks[slave])
+            slave: ipv6_network(prefix, self.job_networks[slave])
             for slave, prefix in self.job_ipv6_prefixes.items()
         }
 
@@ -163,7 +153,7 @@ class Fleet:
 
     def is_internet(self, address: Address) -> bool:
         """Whether an address is public and not one of the fleet's own."""
-        if any(address in network for network in NOT_INTERNET):
+        if any(address in network for network in SPECIAL_NETWORKS):
             return False
         ours = any(address in host.addresses for host in self.fleet_hosts())
         ours = ours or any(address in network for network in self.networks_of_jobs())
@@ -226,19 +216,6 @@ class Fleet:
         return host in self.members(peer)
 
 
-def job_ipv6_address(prefix: IPv6Network, address: IPv4Address) -> IPv6Address:
-    """The IPv6 address of the slot with this IPv4 address: its number behind the prefix, so that two
-    slots never have the same.
-    """
-    return prefix.network_address + int(address)
-
-
-def job_ipv6_network(prefix: IPv6Network, network: IPv4Network) -> IPv6Network:
-    """The IPv6 addresses of the slots with these IPv4 addresses."""
-    first = job_ipv6_address(prefix, network.network_address)
-    return IPv6Network((int(first), LONGEST_JOB_PREFIX + network.prefixlen))
-
-
 def parse_fleet(data: Mapping[str, Any]) -> Fleet:
     """Checks what is declared and returns it as a ``Fleet``.
 
@@ -246,8 +223,7 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
     {name: {groups, protocol, port, jobs}}, ``networks`` {name: [CIDR]}, ``flows`` [{from, to,
     services, purpose}], ``job_flows`` {policy: [{to, services}]}, ``external`` {name: {addresses,
     services, owner}}, ``job_networks`` {slave: CIDR}, ``job_ipv6_prefixes`` {slave: CIDR},
-    ``slaves_group``, ``outside_group``. Or only ``problem``: what was found wrong while that was put
-    together.
+    ``outside_group``. Or only ``problem``: what was found wrong while that was put together.
     """
     if "problem" in data:
         raise FleetError(data["problem"])
@@ -258,13 +234,15 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
                 f"the group {name!r} of the inventory: flows and rules use that name for something"
                 " else; rename the group"
             )
-    slaves = data.get("slaves_group", "worker_slaves")
+    slaves = groups.get(SLAVES_GROUP, ())
     outside = data.get("outside_group", "outside")
     networks = _networks(data.get("networks") or {}, groups)
     services = _services(data.get("services") or {}, groups)
     hosts = {**_hosts(data["addresses"], groups), **_external(data, services)}
-    _refuse_mixed_slaves(groups, slaves)
-    job_networks = _job_networks(data.get("job_networks") or {}, groups.get(slaves, ()))
+    for host in slaves:
+        if problem := slave_problem(host, groups):
+            raise FleetError(problem)
+    job_networks = _job_networks(data.get("job_networks") or {}, slaves)
     fleet = Fleet(
         hosts=hosts,
         services=services,
@@ -280,22 +258,33 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
                     _list(entries, f"cellblock_job_flows.{policy}"), start=1
                 )
             )
-            for policy, entries in _mapping(
-                data.get("job_flows") or {}, "cellblock_job_flows"
-            ).items()
+            for policy, entries in _job_policies(data.get("job_flows") or {}).items()
         },
         groups=groups,
         job_networks=job_networks,
         job_ipv6_prefixes=_job_ipv6_prefixes(
-            data.get("job_ipv6_prefixes") or {}, groups.get(slaves, ()), job_networks
+            data.get("job_ipv6_prefixes") or {}, slaves, job_networks
         ),
-        slaves_group=slaves,
         outside_group=outside,
     )
     _refuse_shared_addresses(fleet)
     _refuse_shared_job_networks(fleet)
     _refuse_internet_without_resolver(fleet)
     return fleet
+
+
+def slave_problem(host: str, groups: Mapping[str, Sequence[str]]) -> str | None:
+    """Why ``host`` may not run untrusted jobs, or None: slaves are presumed hostile, so one that is in
+    any other group of the inventory (``groups``, {name: hosts}) is refused.
+    """
+    own = {group for group, members in groups.items() if host in members}
+    others = sorted(own - {SLAVES_GROUP, "all", "ungrouped"})
+    if SLAVES_GROUP not in own or not others:
+        return None
+    return (
+        f"{host}: in the group {SLAVES_GROUP} and also in {', '.join(others)}; a host that runs"
+        " untrusted jobs may have no other purpose: take it out of one of them"
+    )
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:
@@ -502,6 +491,16 @@ def _peer(
     return str(peer)
 
 
+def _job_policies(declared: Any) -> Mapping[str, Any]:
+    known = [policy.value for policy in DECLARED_POLICIES]
+    for policy in _mapping(declared, "cellblock_job_flows"):
+        if policy not in known:
+            raise FleetError(
+                f"cellblock_job_flows.{policy}: there is no such policy; known are {', '.join(known)}"
+            )
+    return declared  # type: ignore[no-any-return]
+
+
 def _job_flow(
     policy: str,
     index: int,
@@ -533,7 +532,7 @@ def _job_networks(declared: Mapping[str, Any], slaves: Sequence[str]) -> dict[st
     networks: dict[str, IPv4Network] = {}
     for slave, cidr in declared.items():
         if slave not in slaves:
-            raise FleetError(f"{slave}: has a network for jobs but is no slave; take it away")
+            raise FleetError(f"{slave}: has a network for jobs but is no slave; remove it")
         try:
             network = ip_network(cidr)
         except ValueError as error:
@@ -556,7 +555,7 @@ def _job_ipv6_prefixes(
     prefixes: dict[str, IPv6Network] = {}
     for slave, cidr in declared.items():
         if slave not in slaves:
-            raise FleetError(f"{slave}: has an IPv6 prefix for jobs but is no slave; take it away")
+            raise FleetError(f"{slave}: has an IPv6 prefix for jobs but is no slave; remove it")
         if slave not in ranges:
             raise FleetError(
                 f"{slave}: has an IPv6 prefix for jobs but no range of IPv4 addresses, which they are"
@@ -571,12 +570,12 @@ def _job_ipv6_prefixes(
             ) from None
         if not isinstance(prefix, IPv6Network):
             raise FleetError(f"{where} {prefix} is not IPv6; write one such as 2001:db8:1:2::/64")
-        if prefix.prefixlen > LONGEST_JOB_PREFIX:
+        if prefix.prefixlen > LONGEST_IPV6_PREFIX:
             raise FleetError(
                 f"{where} {prefix} leaves no room for the 32 bits of an IPv4 address; write one of at"
-                f" most /{LONGEST_JOB_PREFIX}"
+                f" most /{LONGEST_IPV6_PREFIX}"
             )
-        special = any(prefix.overlaps(n) for n in NOT_INTERNET if isinstance(n, IPv6Network))
+        special = any(prefix.overlaps(n) for n in SPECIAL_NETWORKS if isinstance(n, IPv6Network))
         if not prefix.subnet_of(UNIQUE_LOCAL) and (special or not prefix.subnet_of(GLOBAL_UNICAST)):
             raise FleetError(
                 f"{where} {prefix} is neither global unicast nor unique local; write one of your own"
@@ -622,20 +621,6 @@ def _refuse_internet_without_resolver(fleet: Fleet) -> None:
             "cellblock_job_flows.internet: no policy names a resolver for jobs (a service on port 53 of"
             " a group that has hosts); add a host that serves it, or leave the policy internet out"
         )
-
-
-def _refuse_mixed_slaves(groups: Mapping[str, tuple[str, ...]], slaves: str) -> None:
-    for host in groups.get(slaves, ()):
-        others = sorted(
-            group
-            for group, members in groups.items()
-            if host in members and group not in (slaves, "all", "ungrouped")
-        )
-        if others:
-            raise FleetError(
-                f"{host}: in the group {slaves} and also in {', '.join(others)}; a host that runs"
-                " untrusted jobs may have no other purpose: take it out of one of them"
-            )
 
 
 def _refuse_shared_addresses(fleet: Fleet) -> None:

@@ -1,33 +1,27 @@
 """A report of who was found to reach whom: for terminals, as JSON, as a picture and as a page.
 
 What hosts answered is in it. A hostile one may have answered with what a terminal or a browser
-would act upon, so everything is escaped where it is shown.
+would act upon, so everything is escaped where it is shown: for terminals by ``printable``, in the page
+and the picture by the templates' environment, which escapes whatever a template inserts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
+from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 from .. import __version__
-from ..engine.result_table import printable
-from .matrix import (
-    AS_DECLARED,
-    BROKEN,
-    LEAK,
-    PATH_NAMES,
-    PATHS,
-    SERVICE,
-    UNPROVEN,
-    VERDICTS,
-    Finding,
-    Report,
-)
+from ..text import printable
+from .probe_plan import PATH_NAMES, PATHS, SERVICE
+from .verdict import AS_DECLARED, BROKEN, LEAK, UNPROVEN, VERDICTS, Finding, Report
 
 WIDTH = 120
 
@@ -327,14 +321,75 @@ def _painted(glyph: str, paint: Callable[[str, str], str]) -> str:
     return paint(glyph, _COLOURS[glyph]) if glyph in _COLOURS else glyph
 
 
+# The templates of picture and page.
+
+
+def _shown(value: Any) -> Any:
+    """What becomes of each value that a template inserts, before it is escaped for HTML."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    finalize=_shown,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
 # As a picture.
 
 _BOX, _ROW, _COLUMN_GAP, _GROUP_GAP, _CHARACTER = 11, 20, 8, 16, 6.6
 _PICTURE_WIDTH = 1180
 
 
+class _Picture:
+    """Shapes for the template, in the order in which they are drawn; lengths are in pixels."""
+
+    def __init__(self) -> None:
+        self.shapes: list[dict[str, Any]] = []
+        self.width = self.height = ""
+
+    def text(
+        self, x: float, y: float, text: str, *, is_bold: bool = False, is_slanted: bool = False
+    ) -> None:
+        self.shapes.append(
+            {
+                "kind": "text",
+                "x": f"{x:.0f}",
+                "y": f"{y:.0f}",
+                "text": text,
+                "is_bold": is_bold,
+                "is_slanted": is_slanted,
+            }
+        )
+
+    def box(self, x: float, y: float, glyph: str, title: str) -> None:
+        self.shapes.append(
+            {
+                "kind": "box",
+                "x": f"{x:.0f}",
+                "y": f"{y:.0f}",
+                "size": _BOX,
+                "fill": _FILLS[glyph],
+                "title": title,
+                # The letter says it too: colours alone do not reach everybody.
+                "letter": glyph if glyph in _LETTERS.values() else "",
+                "letter_x": f"{x + _BOX / 2:.1f}",
+                "letter_y": f"{y + 9:.0f}",
+            }
+        )
+
+
 def to_svg(report: Report) -> str:
     """The matrix as a picture: a box for each cell, with its sentence as its title."""
+    return _TEMPLATES.get_template("isolation.svg.j2").render(picture=_picture(report))
+
+
+def _picture(report: Report) -> _Picture:
     matrix = _Matrix(report)
     first = 12 + max([len(name) for name in matrix.vantages] + [4]) * _CHARACTER
     column = max(1, len(matrix.paths)) * (_BOX + 1) + _COLUMN_GAP
@@ -346,158 +401,88 @@ def to_svg(report: Report) -> str:
     def width_of(group: _Group) -> float:
         return max(column * len(group.services), len(group.target) * _CHARACTER) + _GROUP_GAP
 
-    parts: list[str] = []
+    picture = _Picture()
     top, width = 10.0, 720.0
     for block in matrix.blocks(_PICTURE_WIDTH - first - head * 0.6, width_of):
         left = first
         for group in block:
-            parts.append(_svg_text(left, top + 12, group.target, "font-weight='bold'"))
+            picture.text(left, top + 12, group.target, is_bold=True)
             for number, service in enumerate(group.services):
-                x = left + number * column + 8
-                y = top + head - 6
-                parts.append(_svg_text(x, y, service, f"transform='rotate(-55 {x:.0f} {y:.0f})'"))
+                x = left + number * column
+                picture.text(x + 8, top + head - 6, service, is_slanted=True)
                 for row, vantage in enumerate(matrix.vantages):
-                    for place, (glyph, finding) in enumerate(
-                        matrix.glyphs(vantage, group.target, service)
-                    ):
+                    y = top + head + row * _ROW
+                    glyphs = matrix.glyphs(vantage, group.target, service)
+                    for place, (glyph, finding) in enumerate(glyphs):
                         if finding is not None:
-                            parts.append(
-                                _svg_box(
-                                    left + number * column + place * (_BOX + 1),
-                                    top + head + row * _ROW,
-                                    glyph,
-                                    finding.sentence,
-                                )
-                            )
+                            picture.box(x + place * (_BOX + 1), y, glyph, finding.sentence)
             left += width_of(group)
         for row, vantage in enumerate(matrix.vantages):
-            parts.append(_svg_text(4, top + head + row * _ROW + 10, vantage))
+            picture.text(4, top + head + row * _ROW + 10, vantage)
         width = max(width, left + head * 0.6)
         top += head + len(matrix.vantages) * _ROW + 16
     x = 4.0
     for glyph, text in _LEGEND:
-        parts.append(_svg_box(x, top, glyph, text))
-        parts.append(_svg_text(x + _BOX + 5, top + 10, text))
+        picture.box(x, top, glyph, text)
+        picture.text(x + _BOX + 5, top + 10, text)
         x += _BOX + 24 + len(text) * 5.8
     names = ", ".join(PATH_NAMES[path] for path in matrix.paths)
-    parts.append(_svg_text(4, top + 30, f"Rows reach columns; boxes: {names}."))
-    parts.append(_svg_text(4, top + 48, summary(report), "font-weight='bold'"))
-    height = top + 60
-    return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {max(width, x):.0f} {height:.0f}'"
-        f" width='{max(width, x):.0f}' height='{height:.0f}' role='img'"
-        " font-family='sans-serif' font-size='11' fill='#222'>\n"
-        "<title>Who reaches whom</title>\n"
-        "<rect width='100%' height='100%' fill='#fff'/>\n" + "\n".join(parts) + "\n</svg>\n"
-    )
-
-
-def _svg_text(x: float, y: float, text: str, more: str = "") -> str:
-    return f"<text x='{x:.0f}' y='{y:.0f}' {more}>{_html(text)}</text>"
-
-
-def _svg_box(x: float, y: float, glyph: str, title: str) -> str:
-    # The letter says it too: colours alone do not reach everybody.
-    letter = (
-        f"<text x='{x + _BOX / 2:.1f}' y='{y + 9:.0f}' text-anchor='middle' font-size='9'"
-        f" font-weight='bold' fill='#fff'>{_html(glyph)}</text>"
-        if glyph in _LETTERS.values()
-        else ""
-    )
-    return (
-        f"<g><title>{_html(title)}</title><rect x='{x:.0f}' y='{y:.0f}' width='{_BOX}'"
-        f" height='{_BOX}' rx='2' fill='{_FILLS[glyph]}'/>{letter}</g>"
-    )
+    picture.text(4, top + 30, f"Rows reach columns; boxes: {names}.")
+    picture.text(4, top + 48, summary(report), is_bold=True)
+    picture.width, picture.height = f"{max(width, x):.0f}", f"{top + 60:.0f}"
+    return picture
 
 
 # As a page.
 
-_STYLE = """
-body{font:14px/1.45 sans-serif;color:#222;max-width:1240px;margin:2em auto;padding:0 1em}
-h1{font-size:1.6em;margin-bottom:.2em} h2{font-size:1.2em;margin-top:1.8em}
-table{border-collapse:collapse;width:100%} td,th{border:1px solid #ccd;padding:3px 7px;
-text-align:left;vertical-align:top;overflow-wrap:anywhere} th{background:#f2f4f6}
-.outcome{padding:.7em 1em;border-radius:4px;font-weight:bold;color:#fff}
-.green{background:#2e7d32} .red{background:#c62828} .grey{background:#7b1fa2}
-.leak{color:#c62828;font-weight:bold} .broken{color:#b85000;font-weight:bold}
-.unproven{color:#7b1fa2;font-weight:bold} .picture{overflow-x:auto;border:1px solid #ccd}
-code{font-size:.95em;overflow-wrap:anywhere} summary{cursor:pointer;font-weight:bold}
-@media print{details>*{display:block}.picture svg{width:100%;height:auto}}
-"""
-
 
 def to_html(report: Report, run: Run, json_text: str) -> str:
     """A page that needs nothing else, for somebody who was not there."""
-    fleet = report.plan.fleet
+    plan, fleet = report.plan, report.plan.fleet
+    outcome = summary(report)
     colour = "green" if report.is_green else "red"
-    if summary(report).startswith("Isolation is not proven"):
+    if outcome.startswith("Isolation is not proven"):
         colour = "grey"
-    digest = hashlib.sha256(json_text.encode()).hexdigest()
-    sections = [
-        f"<h1>Isolation of the fleet {_html(run.fleet_name)}</h1>",
-        f"<p>{run.created_text}. Made by Cellblock {_html(run.version)}.</p>",
-        f"<p class='outcome {colour}'>{_html(summary(report))}</p>",
-        "<h2>Not as declared, or not proven</h2>",
-        _differences(report),
-        "<h2>Who reaches whom</h2>",
-        f"<div class='picture'>{to_svg(report)}</div>",
-    ]
-    forged = forged_line(report)
-    if forged:
-        sections.append(f"<p>{_html(forged)}</p>")
-    sections += [
-        "<h2>How it is known</h2>",
-        _list(METHOD),
-    ]
-    if report.plan.notes:
-        sections += ["<p>Not tried, and no part of the verdict:</p>", _list(report.plan.notes)]
-    sections += [
-        "<h2>Hosts</h2>",
-        _table(
-            ("host", "groups", "addresses"),
+    return _TEMPLATES.get_template("isolation.html.j2").render(
+        METHOD=METHOD,
+        VERDICTS=VERDICTS,
+        run=run,
+        colour=colour,
+        summary=outcome,
+        differences=_differences(report),
+        # Rendered by the same environment, so everything in it is escaped already.
+        picture=Markup(to_svg(report)),
+        forged=forged_line(report),
+        notes=plan.notes,
+        hosts=[
             (
-                (
-                    host.name,
-                    ", ".join(host.groups)
-                    or ("outside" if host.external else "a job" if host.slot_of else "none"),
-                    ", ".join(str(address) for address in host.addresses),
-                )
-                for host in fleet.hosts.values()
-            ),
-        ),
-        "<h2>Declared flows</h2><p>What is not declared is denied.</p>",
-        _table(
-            ("", "from", "to", "services", "purpose"),
+                host.name,
+                ", ".join(host.groups)
+                or ("outside" if host.external else "a job" if host.slot_of else "none"),
+                ", ".join(str(address) for address in host.addresses),
+            )
+            for host in fleet.hosts.values()
+        ],
+        flows=[
             (
-                (
-                    str(flow.index),
-                    flow.source,
-                    flow.destination,
-                    ", ".join(
-                        str(fleet.services[name]) if name in fleet.services else name
-                        for name in flow.services
-                    ),
-                    flow.purpose,
-                )
-                for flow in fleet.flows
-            ),
-        ),
-        "<h2>Evidence</h2>",
-        _evidence("Every cell", report.findings),
-        _evidence("Controls: hosts trying themselves, and who tried for a proof", report.controls),
-        f"<h2>Record</h2><p>The same as data has the SHA-256 <code>{digest}</code>.</p>",
-    ]
-    return (
-        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>\n"
-        # Should anything ever slip through the escaping, it still could neither run nor load.
-        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none';"
-        " style-src 'unsafe-inline'\">\n"
-        f"<title>Isolation of {_html(run.fleet_name)}, {run.created_text}</title>\n"
-        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(sections) + "\n</body></html>\n"
+                flow.index,
+                flow.source,
+                flow.destination,
+                ", ".join(
+                    str(fleet.services[name]) if name in fleet.services else name
+                    for name in flow.services
+                ),
+                flow.purpose,
+            )
+            for flow in fleet.flows
+        ],
+        findings=[_evidence(finding) for finding in report.findings],
+        controls=[_evidence(finding) for finding in report.controls],
+        digest=hashlib.sha256(json_text.encode()).hexdigest(),
     )
 
 
-def _differences(report: Report) -> str:
+def _differences(report: Report) -> list[tuple[str, str]]:
     rows = [
         (finding.verdict, finding.sentence)
         for verdict in (LEAK, BROKEN)
@@ -507,50 +492,24 @@ def _differences(report: Report) -> str:
     rows += [("rules", f"{host}: {text}") for host, texts in report.drift.items() for text in texts]
     rows += [(UNPROVEN, gap) for gap in report.plan.gaps]
     rows += [(UNPROVEN, f.sentence) for f in report.findings if f.verdict == UNPROVEN]
-    if not rows:
-        return "<p>Nothing.</p>"
-    return _table(("verdict", "what"), rows, classes=True)
+    return rows
 
 
-def _evidence(title: str, findings: Sequence[Finding]) -> str:
-    rows = (
-        (
-            finding.verdict,
-            finding.cell.vantage,
-            finding.cell.target,
-            str(finding.cell.service) + (" forged" if finding.cell.claimed else ""),
-            PATH_NAMES[finding.cell.path],
-            str(finding.cell.flow.index) if finding.cell.flow else "none",
-            "; ".join(
-                f"{seen.probe.address}: {seen.evidence}"
-                + (f" [{seen.arrived}]" if seen.arrived else "")
-                for seen in finding.seen
-            )
-            or finding.sentence,
-            finding.control or "",
-        )
-        for finding in findings
-    )
-    head = ("verdict", "from", "to", "service", "over", "flow", "seen", "control")
+def _evidence(finding: Finding) -> tuple[str, ...]:
+    """A row of the table of evidence."""
+    cell = finding.cell
     return (
-        f"<details><summary>{_html(title)} ({len(findings)})</summary>"
-        f"{_table(head, rows, classes=True)}</details>"
+        finding.verdict,
+        cell.vantage,
+        cell.target,
+        str(cell.service) + (" forged" if cell.claimed else ""),
+        PATH_NAMES[cell.path],
+        str(cell.flow.index) if cell.flow else "none",
+        "; ".join(
+            f"{seen.probe.address}: {seen.evidence}"
+            + (f" [{seen.arrived}]" if seen.arrived else "")
+            for seen in finding.seen
+        )
+        or finding.sentence,
+        finding.control or "",
     )
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], classes: bool = False) -> str:
-    lines = ["<table><tr>" + "".join(f"<th>{_html(name)}</th>" for name in head) + "</tr>"]
-    for row in rows:
-        cells = [f"<td>{_html(text)}</td>" for text in row]
-        if classes and row[0] in VERDICTS:
-            cells[0] = f"<td class='{row[0]}'>{_html(row[0].replace('_', ' '))}</td>"
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return "\n".join(lines) + "</table>"
-
-
-def _list(texts: Iterable[str]) -> str:
-    return "<ul>" + "".join(f"<li>{_html(text)}</li>" for text in texts) + "</ul>"
-
-
-def _html(text: str) -> str:
-    return escape(printable(text), quote=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any
 
-from .model import CONTROLLERS, INTERNET, NOT_INTERNET, Address, Fleet, Flow, Network
+from ..job_network import plan
+from ..job_network.plan import SPECIAL_NETWORKS, Address, Network
+from .model import CONTROLLERS, INTERNET, Fleet, Flow
 
 # Names of sets and peers in a host's rules that no group or network may have.
 ANY = "any"
 NOT_THE_INTERNET = "not_internet"
 JOBS = "jobs"
-# The host's ends of the slots' veth pairs (cellblock.slots.HOST_END), as nft writes all of them.
-JOB_INTERFACES = "cbj*"
+# The host's ends of the slots' veth pairs, as nft writes all of them.
+JOB_INTERFACES = f"{plan.HOST_END}*"
 
 
 def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
@@ -23,7 +26,7 @@ def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
     ``outbound`` [{name, peer, protocol, ports, except}], where ``name`` says which flow it is, the
     peer ``any`` is every address but those of the sets in ``except``, and ports are in ascending
     order, none for icmp; ``controllers`` [address]; of a slave with a range for jobs ``forward``
-    {interfaces, networks}, whose traffic the host may pass on (role macvlan, mode routed), IPv4 and,
+    {interfaces, networks}, whose traffic the host may pass on (role job_network, mode routed), IPv4 and,
     where jobs have it, IPv6.
     """
     host = fleet.hosts[name]
@@ -59,6 +62,24 @@ def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
         "outbound": outbound,
         "controllers": [str(network) for network in fleet.networks.get(CONTROLLERS, ())],
     }
+
+
+def affected_by(fleet: Fleet, name: str) -> list[str]:
+    """The hosts whose own rules are others because host ``name``, or its jobs, are in the fleet: until they are
+    provisioned with it they do not know it.
+    """
+    without = replace(
+        fleet,
+        hosts={host: entry for host, entry in fleet.hosts.items() if host != name},
+        groups={g: tuple(h for h in hosts if h != name) for g, hosts in fleet.groups.items()},
+        job_networks={s: n for s, n in fleet.job_networks.items() if s != name},
+        job_ipv6_prefixes={s: p for s, p in fleet.job_ipv6_prefixes.items() if s != name},
+    )
+    return [
+        host.name
+        for host in without.fleet_hosts()
+        if host_rules(fleet, host.name) != host_rules(without, host.name)
+    ]
 
 
 def clients(fleet: Fleet, service: str) -> list[str]:
@@ -105,12 +126,9 @@ def not_internet(fleet: Fleet) -> list[str]:
     """Every address that is not the internet: special ranges, and what is declared as ours."""
     ours = [ip_network(a) for host in fleet.fleet_hosts() for a in host.addresses]
     declared = [network for networks in fleet.networks.values() for network in networks]
-    return collapsed([*NOT_INTERNET, *ours, *declared, *fleet.networks_of_jobs()])
+    return collapsed([*SPECIAL_NETWORKS, *ours, *declared, *fleet.networks_of_jobs()])
 
 
 def collapsed(networks: Iterable[Network]) -> list[str]:
-    """The same addresses as few networks, IPv4 first, each family in ascending order."""
-    every = list(networks)
-    v4 = collapse_addresses(n for n in every if isinstance(n, IPv4Network))
-    v6 = collapse_addresses(n for n in every if isinstance(n, IPv6Network))
-    return [str(network) for network in (*v4, *v6)]
+    """The same addresses as few networks (CIDR), IPv4 first, each family in ascending order."""
+    return [str(network) for network in plan.collapsed(networks)]

@@ -19,27 +19,24 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from ..engine.admission import Cancelled
-from ..engine.host import Environment, Host
-from ..engine.job import Stage
-from ..engine.limits import StageConstraints
-from ..errors import HostSetupError
+from ..errors import Cancelled, HostSetupError
 from ..linux.netlink import Netlink, NetlinkError, inside, new_namespace
 from ..linux.nft import Nft, NftError
-from . import network
-from .network import INTERFACE, Access, Mode, NetworkConfig
+from .access import Access
+from .plan import HOST_END, INTERFACE, ROUTED_GATEWAY, ROUTED_GATEWAY_IPV6, Mode, host_end
+from .policy import Destination, NetworkPolicy
+from .rules import TrafficLimits, closed_rules, open_rules
+from .section import NetworkConfig
 
 TAKE_TIMEOUT_S = 10.0
 """How long a stage may wait for a slot that is being made; admission has seen to it that one is."""
 RETRY_S = 2.0
 """How long after a failure the next attempt to make a slot is."""
-HOST_END = "cbj"
-"""Routed mode: the host's end of slot n's veth pair is ``cbjN``."""
 _KEEPERS = 2
 _KEPT_CONTEXTS = 64
 """With more slots than that, those that wait have no filter context: one takes 0.6 MiB, ten times
@@ -155,12 +152,12 @@ class Slot:
             (self._directory / "resolv.conf", "/etc/resolv.conf"),
         )
 
-    def open(self, access: Access, constraints: StageConstraints) -> None:
+    def open(self, access: Access, limits: TrafficLimits) -> None:
         """Lets ``access`` through, in one transaction; raises :class:`HostSetupError`."""
         (self._directory / "hosts").write_text(access.hosts)
         (self._directory / "resolv.conf").write_text(access.resolv_conf)
         try:
-            self._filter().run(network.open_rules(self._config, access, constraints))
+            self._filter().run(open_rules(self._config, access, limits))
         except NftError as problem:
             raise HostSetupError(
                 f"network slot {self.index}",
@@ -213,14 +210,14 @@ class Slot:
             self._cleanup.close()
 
     def _connect(self, config: NetworkConfig, host: Netlink) -> None:
-        mac = config.mac(self.index)
+        mac = bytes.fromhex(config.mac(self.index).replace(":", ""))
         if config.mode is Mode.MACVLAN:
             parent = host.link(config.parent)
             if parent is None:
                 raise HostSetupError(
                     f"interface {config.parent}",
                     "is missing, which the job network is made of",
-                    "run the macvlan role on this host, or bring the interface up",
+                    "run the job_network role on this host, or bring the interface up",
                 )
             host.add_macvlan(parent.index, INTERFACE, mac, self.namespace)
         else:
@@ -230,7 +227,7 @@ class Slot:
         link = self._netlink.link(INTERFACE)
         if link is None:
             raise NetlinkError(errno.ENODEV, f"{INTERFACE} vanished")
-        self._filter().run(network.closed_rules(config, self.index))
+        self._filter().run(closed_rules(config, self.index))
         if config.slots > _KEPT_CONTEXTS:
             self._forget_filter()
         self._netlink.add_address(link.index, self.address, config.prefix_length)
@@ -241,7 +238,7 @@ class Slot:
             self._netlink.add_default_route(link.index, config.ipv6.gateway)
 
     def _connect_routed(self, config: NetworkConfig, host: Netlink, mac: bytes) -> None:
-        name = f"{HOST_END}{self.index}"
+        name = host_end(self.index)
         host.add_veth(name, INTERFACE, mac, self.namespace)
         try:
             _write_sysctls(
@@ -260,10 +257,10 @@ class Slot:
                 }
             )
             index = _set_up(host, name)
-            host.add_address(index, network.ROUTED_GATEWAY, 32)
+            host.add_address(index, ROUTED_GATEWAY, 32)
             host.add_host_route(index, self.address)
             if self.ipv6_address is not None:
-                host.add_address(index, network.ROUTED_GATEWAY_IPV6, 64)
+                host.add_address(index, ROUTED_GATEWAY_IPV6, 64)
                 host.add_host_route(index, self.ipv6_address)
         except BaseException:
             self._delete_interface()
@@ -354,7 +351,7 @@ class SlotPool:
 
     @contextlib.contextmanager
     def take(
-        self, access: Access, constraints: StageConstraints, cancelled: Callable[[], bool]
+        self, access: Access, limits: TrafficLimits, cancelled: Callable[[], bool]
     ) -> Iterator[Slot]:
         """An open slot, for one use; raises :class:`HostSetupError` or :class:`Cancelled`.
 
@@ -364,7 +361,7 @@ class SlotPool:
         slot = self._take(cancelled)
         try:
             self.check_guard()
-            slot.open(access, constraints)
+            slot.open(access, limits)
             yield slot
         finally:
             with self._changed:
@@ -449,27 +446,31 @@ class SlotPool:
 class JobNetwork:
     """The job network of this host: its slots, and what environments need to be run in them."""
 
-    def __init__(self, config: NetworkConfig, host: Host) -> None:
-        """Raises :class:`HostSetupError` when the host lacks the filter library."""
-        self._host = host
+    def __init__(self, config: NetworkConfig, host_name: str, directory: Path) -> None:
+        """``directory`` is for the slots' files. Raises :class:`HostSetupError` when the host lacks the
+        filter library."""
+        self._host_name = host_name
         self._config = config
-        self.slots = SlotPool(config, host.run_dir / "network")
+        self.slots = SlotPool(config, directory)
 
-    def access(self, stage: Stage, where: str) -> Access:
-        """What ``stage`` may reach; raises as :meth:`Access.of`."""
-        return Access.of(stage, where, self._config, self._host.name)
+    def access(
+        self, policy: NetworkPolicy, destinations: Sequence[Destination], where: str
+    ) -> Access:
+        """What a stage may reach; raises as :meth:`Access.of`."""
+        return Access.of(policy, destinations, where, self._config, self._host_name)
 
     def check(self) -> None:
         """Raises :class:`HostSetupError` while no job with a network may start here."""
         self.slots.check()
 
-    def prepare(self, environment: Environment) -> None:
-        """Makes the empty files that a stage's own ones are bound over, where they are missing.
+    def prepare(self, environment: Path) -> None:
+        """Makes the empty files that a stage's own ones are bound over, where an environment's root has
+        none.
 
         Environments come without a resolv.conf, and jails' roots are read-only.
         """
         for name in ("hosts", "resolv.conf"):
-            path = environment.path / "etc" / name
+            path = environment / "etc" / name
             try:
                 with contextlib.suppress(FileExistsError):
                     flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC

@@ -12,6 +12,15 @@ class ActionBase:
     _display: Any
     _supports_check_mode: bool
     _supports_async: bool
+    def __init__(
+        self,
+        task: Any,
+        connection: Any,
+        play_context: Any,
+        loader: Any,
+        templar: Any,
+        shared_loader_obj: Any,
+    ) -> None: ...
     def run(
         self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
     ) -> dict[str, Any]: ...

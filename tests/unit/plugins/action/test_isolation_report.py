@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,20 @@ from ansible.errors import AnsibleActionFail
 from ansible_collections.cellblock.fleet.plugins.action import isolation_report
 
 
-def action(check: bool = False, **args: Any) -> isolation_report.ActionModule:
-    made = isolation_report.ActionModule.__new__(isolation_report.ActionModule)
+class Action(isolation_report.ActionModule):
+    """Without what comes from the controller's machinery."""
+
+    def validate_argument_spec(
+        self, argument_spec: Mapping[str, Any] | None = None, **rules: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        return None, self._task.args
+
+
+def action(check: bool = False, **args: Any) -> Action:
+    made = Action.__new__(Action)
     made._task = SimpleNamespace(args=args, check_mode=check, async_val=0, action="x")
     made._connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir=None))
     made._supports_async = True
-    made.validate_argument_spec = lambda argument_spec: (None, args)  # type: ignore[method-assign]
     return made
 
 
@@ -28,6 +37,11 @@ FLEET = {
     "flows": [{"from": "controllers", "to": "fleet", "services": ["ping"]}],
     "external": {"far": {"addresses": ["203.0.113.1"], "services": ["ping"]}},
 }
+
+
+def plan(fleet: dict[str, Any]) -> dict[str, Any]:
+    """As much of what the filter probe_plan returns as is read."""
+    return {"request": {"fleet": fleet, "vantages": [], "spoof_frames": False}}
 
 
 def listening(address: str, **more: Any) -> dict[str, Any]:
@@ -62,11 +76,9 @@ def observations(outcome: str) -> dict[str, Any]:
 
 def run(tmp_path: Path, outcome: str, **more: Any) -> dict[str, Any]:
     args = {
-        "fleet": FLEET,
+        "plan": plan(FLEET),
         "name": "n",
         "observations": observations(outcome),
-        "vantages": None,
-        "spoof_frames": False,
         "dest": str(tmp_path / "reports"),
         **more,
     }
@@ -140,4 +152,9 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_a_fleet_that_makes_no_sense(tmp_path: Path) -> None:
     with pytest.raises(AnsibleActionFail, match="unknown group"):
-        run(tmp_path, "open", fleet={**FLEET, "flows": [{"from": "b", "to": "ones"}]})
+        run(tmp_path, "open", plan=plan({**FLEET, "flows": [{"from": "b", "to": "ones"}]}))
+
+
+def test_a_plan_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(AnsibleActionFail, match="not what the filter probe_plan returns"):
+        run(tmp_path, "open", plan={})

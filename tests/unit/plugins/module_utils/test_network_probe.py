@@ -6,6 +6,7 @@ not be there. Every probe that must find nothing has a twin that must find somet
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import shutil
@@ -169,7 +170,7 @@ def test_more_targets_than_files_are_tried_in_batches(monkeypatch: pytest.Monkey
     [
         ({"address": "slave1", "protocol": "icmp"}, "address 'slave1' is not an IPv4"),
         ({"address": "192.0.2.1", "protocol": "tcp"}, "port is missing; tcp needs one"),
-        ({"address": "192.0.2.1", "protocol": "udp", "port": 0}, "port 0 is none"),
+        ({"address": "192.0.2.1", "protocol": "udp", "port": 0}, "port is 0"),
         ({"address": "192.0.2.1", "protocol": "neighbour"}, "interface is missing"),
         ({"address": "192.0.2.1", "protocol": "spoofed_icmp"}, "source is missing"),
         (
@@ -204,8 +205,8 @@ def test_ids_must_differ() -> None:
 def test_checksum_of_rfc_1071() -> None:
     assert prober.checksum(bytes.fromhex("0001f203f4f5f6f7")) == 0x220D
     packet = prober._ip_packet(
-        prober.ipaddress.ip_address("192.0.2.1"),
-        prober.ipaddress.ip_address("192.0.2.2"),
+        ipaddress.ip_address("192.0.2.1"),
+        ipaddress.ip_address("192.0.2.2"),
         9,
         b"odd",
     )

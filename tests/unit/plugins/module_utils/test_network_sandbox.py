@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.cellblock.fleet.plugins.module_utils import _network_probe
 from ansible_collections.cellblock.fleet.plugins.module_utils import _network_sandbox as sandbox
 
 Command = Callable[[str], None]
@@ -138,7 +139,7 @@ def test_a_sibling_listens_and_tells(command: Command, monkeypatch: pytest.Monke
     try:
         assert [entry["ipv4"] for entry in started["listeners"]] == ["listening"]
         assert "interfaces" in started
-        result = sandbox._network_probe.probe(
+        result = _network_probe.probe(
             [{"id": "x", "address": "127.0.0.1", "protocol": "udp", "port": 45999}], 1000
         )[0]
         assert result["outcome"] == "open"

@@ -73,7 +73,9 @@ def test_reading_a_host(tmp_path: Path) -> None:
     (tmp_path / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\n")
     (tmp_path / "etc/group").write_text("root:x:0:\nadm:x:4:\n")
     found = read_state(Host({"bash": []}), tmp_path)
-    assert (found.packages, found.users, found.groups) == ({"bash"}, {"root"}, {"root", "adm"})
+    assert found.packages == {"bash"}
+    assert found.users == {"root"}
+    assert found.groups == {"root", "adm"}
     assert str(tmp_path / "var/lib/redis/a") in found.directories
     assert str(tmp_path / "var/lib/redis/a/b") not in found.directories
 

@@ -61,7 +61,7 @@ def test_check_mode_does_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
         ({"state": "listening", "duration_s": 99999}, "duration_s is 99999; use 1 to 3600."),
         (
             {"state": "listening", "listeners": [{"id": "a", "protocol": "udp", "port": 70000}]},
-            "listener a: port 70000 is none",
+            "listener a: port is 70000",
         ),
         ({"state": "gone"}, "value of state must be one of"),
     ],

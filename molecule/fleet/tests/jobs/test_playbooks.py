@@ -1,0 +1,167 @@
+"""The operator's way: run-job.yml, its table, its records, and its errors."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+testinfra_hosts = ["ansible://slave1"]
+
+ROOT = Path(__file__).resolve().parents[4]
+
+Playbook = Callable[..., Any]
+
+
+def jobs(*names: str) -> str:
+    return json.dumps({"job": [f"jobs/{name}.yml" for name in names]})
+
+
+@pytest.fixture(scope="module")
+def examples(
+    playbook: Playbook, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, Any]]:
+    """All example jobs in one run: what was printed, and the records by job name."""
+    output = tmp_path_factory.mktemp("records") / "results.json"
+    names = sorted(path.stem for path in (ROOT / "jobs").glob("*.yml"))
+    done = playbook("run-job.yml", "-e", jobs(*names), "-e", f"output={output}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, {record["name"]: record for record in json.loads(output.read_text())}
+
+
+def test_the_examples(examples: tuple[str, dict[str, Any]]) -> None:
+    _, records = examples
+    assert [stage["verdict"] for stage in records["hello-c"]["stages"]] == ["ok", "ok"]
+    assert "Hello from C" in records["hello-c"]["stages"][1]["stdout"]["text"]
+    assert (
+        "Hello, operator, from Python 3.11"
+        in records["hello-python"]["stages"][0]["stdout"]["text"]
+    )
+    aborted = records["abort"]["stages"][0]
+    assert (aborted["signal"], aborted["exit_code"]) == ({"name": "SIGABRT", "number": 6}, None)
+    exited = records["exit-137"]["stages"][0]
+    assert (exited["signal"], exited["exit_code"]) == (None, 137)
+
+
+def test_jobs_are_spread_over_the_slaves(examples: tuple[str, dict[str, Any]]) -> None:
+    assert {record["host"] for record in examples[1].values()} == {"slave1", "slave2"}
+
+
+def test_the_table(examples: tuple[str, dict[str, Any]]) -> None:
+    rows = [line.split() for line in examples[0].splitlines()]
+    assert ["job", "host", "stage", "verdict", "exit", "wall", "cpu", "memory"] in rows
+    assert any(row[:1] == ["abort"] and row[3:5] == ["signaled", "SIGABRT"] for row in rows)
+    assert any(row[:1] == ["exit-137"] and row[3:5] == ["nonzero_exit", "137"] for row in rows)
+
+
+GOOD = {"environment": "base", "stages": [{"name": "run", "command": ["touch", "/work/ran"]}]}
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ({**GOOD, "environment": "cobol"}, ["environment", "'cobol'", "slave", "base, c, python"]),
+        ({**GOOD, "colour": "red"}, ["colour", "not a known field", "environment, stages"]),
+        (
+            {**GOOD, "files": {"/etc/x": {"text": ""}}},
+            ["files./etc/x", "absolute path", "relative"],
+        ),
+        (
+            {**GOOD, "files": {"../x": {"text": ""}}},
+            ["files.../x", "'..'", "inside the work directory"],
+        ),
+        (
+            {
+                "environment": "base",
+                "stages": [
+                    {"name": "run", "command": ["true"], "constraints": {"memory_bytes": "64"}}
+                ],
+            },
+            ["stages[0].constraints.memory_bytes", "no unit", "MiB"],
+        ),
+        (
+            {
+                "environment": "base",
+                "stages": [
+                    {"name": "run", "command": ["true"], "constraints": {"processes": 99999}}
+                ],
+            },
+            ["processes is 99999", "maximum is 1024"],
+        ),
+    ],
+    ids=["environment", "field", "absolute", "dotdot", "unit", "maximum"],
+)
+def test_bad_jobs(
+    playbook: Playbook, tmp_path: Path, job: dict[str, Any], words: list[str]
+) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(job))
+    done = playbook("run-job.yml", "-e", f"job={path}")
+    assert done.returncode != 0
+    printed = " ".join((done.stdout + done.stderr).split())
+    for word in words:
+        assert word in printed, printed
+
+
+def test_a_mistake_in_one_job_runs_none_on_any_slave(playbook: Playbook, tmp_path: Path) -> None:
+    paths = [tmp_path / "good.json", tmp_path / "bad.json"]
+    paths[0].write_text(json.dumps(GOOD))
+    paths[1].write_text(json.dumps({**GOOD, "environment": "cobol"}))
+    done = playbook("run-job.yml", "-e", json.dumps({"job": [str(path) for path in paths]}))
+    assert done.returncode != 0
+    assert "TASK [Check this slave's share of the jobs]" in done.stdout
+    assert "TASK [Run this slave's share of the jobs]" not in done.stdout
+
+
+def test_no_job_given(playbook: Playbook) -> None:
+    done = playbook("run-job.yml")
+    assert done.returncode != 0
+    assert "-e job=jobs/hello-c.yml" in " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.mark.parametrize("name", ["site.yml", "run-job.yml"])
+def test_an_inventory_without_slaves(playbook: Playbook, tmp_path: Path, name: str) -> None:
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text("all:\n  children:\n    worker_slaves:\n")
+    done = playbook(name, "-e", "job=jobs/hello-c.yml", inventory=inventory)
+    assert done.returncode != 0
+    assert "worker_slaves" in done.stdout + done.stderr
+
+
+def test_check_mode_runs_no_job(playbook: Playbook, tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    done = playbook(
+        "run-job.yml", "-e", "job=jobs/hello-c.yml", "-e", f"output={output}", "--check"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not output.exists()
+    assert "Hello from C" not in done.stdout
+
+
+def test_cancelling_the_play_ends_the_job(
+    host: Any, start_playbook: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    path = tmp_path / "long.json"
+    stage = {"name": "run", "command": ["sleep", "135791"], "constraints": {"wall_time_ms": "2min"}}
+    path.write_text(json.dumps({"environment": "base", "stages": [stage]}))
+    running = "pgrep -fx 'sleep 135791'"
+    with start_playbook("run-job.yml", "-e", f"job={path}", "--limit", "localhost,slave1") as play:
+        assert waits_for(lambda: host.run(running).rc == 0), "the job did not start"
+        play.send_signal(signal.SIGINT)
+        play.wait(timeout=30)
+    assert waits_for(lambda: host.run(running).rc == 1), "the job outlived its play"
+
+
+def waits_for(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False

@@ -1,0 +1,6 @@
+# What ours use of pytest-testinfra, which has no type information of its own.
+from collections.abc import Iterable
+from typing import Any
+
+def get_host(hostspec: str, **options: Any) -> Any: ...
+def get_hosts(hosts: Iterable[str], **options: Any) -> list[Any]: ...
