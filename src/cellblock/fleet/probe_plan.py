@@ -213,7 +213,8 @@ def plan_of(request: Mapping[str, Any]) -> Plan:
     """The plan for a request as the playbook hands it on: ``fleet`` (what ``parse_fleet`` takes),
     ``vantages`` (names; empty means all) and ``spoof_frames``.
 
-    Raises FleetError, or ValueError for a name that is no vantage.
+    The request is handed on and not the plan: to make it takes a fifth of a second, and to read its
+    2,000 cells back would take a parser. Raises FleetError, or ValueError for a name that is no vantage.
     """
     return plan(
         parse_fleet(request["fleet"]),
