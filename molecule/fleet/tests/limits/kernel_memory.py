@@ -2,7 +2,8 @@
 
     kernel_memory.py PROGRAM PROCESSES OPEN_FILES BYTES ROUNDS SLOWNESS KIND...
 
-Every round runs a job for every kind, so that what else happens on the machine falls on all alike. Prints
+Every round runs a job for every kind, in another order: what else happens on the machine falls on all alike,
+and no kind always follows the one whose memory takes the longest to be freed. Prints
 a JSON object for each kind: ``kind``, ``loss_bytes`` (one for each round), ``record_bytes`` (what the last
 round's record says), ``text`` (what the program printed), ``verdict``.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import re
 import resource
 import subprocess
@@ -94,8 +96,8 @@ def main() -> None:
     kinds = sys.argv[7:]
     losses: dict[str, list[int]] = {kind: [] for kind in kinds}
     stages: dict[str, dict[str, Any]] = {}
-    for _ in range(rounds):
-        for kind in kinds:
+    for number in range(rounds):
+        for kind in random.Random(number).sample(kinds, len(kinds)):
             loss, stages[kind] = spend(job(program, kind, processes, files, size, slow))
             losses[kind].append(loss)
     for kind in kinds:
