@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 testinfra_hosts = ["ansible://slave1"]
-pytestmark = pytest.mark.kernel
 
 Submit = Callable[..., dict[str, Any]]
 Stage = Callable[..., dict[str, Any]]
@@ -29,11 +28,10 @@ ATTEMPTS = 3
 """Who is over the bound is measured again: what others do on the machine passes, a leak does not."""
 CONTROL = "nothing"
 KINDS = (
-    "netlink_errors netlink_dumps socket_filters reuseport_filters seccomp_filters inotify_watches "
-    "epoll_watches eventfds timerfds pipe_pages unix_streams unix_tiny_datagrams descriptors_in_flight "
+    "netlink_errors netlink_dumps socket_filters reuseport_filters seccomp_filters epoll_watches "
+    "eventfds timerfds pipe_pages unix_streams unix_tiny_datagrams descriptors_in_flight "
     "udp_buffers tcp_buffers tcp_connections multicast_memberships6 timers queued_signals page_tables "
-    "mappings shm_segments tiny_messages empty_files long_links attributes missing_in_root keys "
-    "aio_contexts"
+    "mappings shm_segments tiny_messages empty_files long_links attributes missing_in_root"
 ).split()
 
 
@@ -86,7 +84,7 @@ def measure(
 def test_nothing_is_taken_that_is_not_in_the_record(
     host: Any, spender: str, repetitions: Callable[[int], int], slowness: int
 ) -> None:
-    rounds = max(1, repetitions(3))
+    rounds = max(1, repetitions(3))  # an emulated machine does nothing else
     table: dict[str, dict[str, Any]] = {}
     left = list(KINDS)
     for _ in range(ATTEMPTS):
@@ -112,6 +110,7 @@ def python(run_stage: Stage, program: str, **fields: Any) -> str:
     return str(stage["stdout"]["text"])
 
 
+@pytest.mark.kernel
 def test_netlink_sockets_are_few_and_for_looking_up_interfaces(run_stage: Stage) -> None:
     program = (
         "import ctypes, os, socket\n"
@@ -141,6 +140,7 @@ def test_netlink_sockets_are_few_and_for_looking_up_interfaces(run_stage: Stage)
     ]
 
 
+@pytest.mark.kernel
 def test_netlink_sockets_by_many_threads_at_once(run_stage: Stage) -> None:
     program = (
         "import socket, threading, time\n"
@@ -158,6 +158,7 @@ def test_netlink_sockets_by_many_threads_at_once(run_stage: Stage) -> None:
     assert python(run_stage, program) == "16\n"
 
 
+@pytest.mark.kernel
 def test_a_program_that_asks_for_netlink_can_be_ended(run_stage: Stage) -> None:
     program = (
         "import os, socket\n"
@@ -244,6 +245,7 @@ for line in LINES:
 """
 
 
+@pytest.mark.kernel
 def test_what_is_refused_and_with_what_error(host: Any, run_stage: Stage) -> None:
     if host.check_output("uname -m") != "x86_64":
         pytest.fail("the numbers of system calls here are x86_64's: give those of this machine")
@@ -255,6 +257,7 @@ def test_what_is_refused_and_with_what_error(host: Any, run_stage: Stage) -> Non
         assert result in ("0", "EINVAL"), (line, result)
 
 
+@pytest.mark.kernel
 def test_signals_that_a_job_queues_are_not_taken_from_root(host: Any, run_stage: Stage) -> None:
     program = (
         "import ctypes, os, signal\n"
@@ -267,6 +270,7 @@ def test_signals_that_a_job_queues_are_not_taken_from_root(host: Any, run_stage:
     assert python(run_stage, program) == "1024\n"
 
 
+@pytest.mark.kernel
 def test_what_a_job_does_to_a_device_is_not_there_for_the_next(host: Any, run_stage: Stage) -> None:
     devices = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom"
     before = host.check_output(f"stat -c '%x %y %z' {devices}")
