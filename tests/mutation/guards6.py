@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 from cells import Fleet, _answer, _packet, edges
 from guards import (
@@ -179,8 +180,9 @@ def _frames_in(
             passes = type_ in (SOLICIT, ADVERT)
             packet = _about(peer, zero, type_, zero)
             yield came(f"ICMPv6 {type_} from {peer}", packet, passes)
-            for more in ({"hops": 64}, {"route": True}):
-                packet = replace(_about(peer, zero, type_, zero), **more)  # type: ignore[arg-type]
+            changes: tuple[dict[str, Any], ...] = ({"hops": 64}, {"route": True})
+            for more in changes:
+                packet = replace(_about(peer, zero, type_, zero), **more)
                 yield came(f"ICMPv6 {type_} from {peer} {more}", packet, False)
     answer = _answer(_packet(one, OUTSIDE_SIX, "tcp", 80))
     yield Passage("tcp 80 answers slot1", WORLD, answer, frozenset(("slot1",)), target_mac=one_mac)

@@ -26,7 +26,7 @@ import guards6
 from mutants import Mutant, mutants
 from packets import ICMP, ICMPV6, TCP, UDP
 from prober import IN, OUT, QUIET_S, Cell, Difference, Prober
-from vantages import Vantages
+from vantages import HOST, WORLD, Vantages
 
 from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
@@ -38,6 +38,7 @@ from cellblock.job_network.section import NetworkConfig
 from cellblock.job_network.slots import Slot
 from cellblock.linux.netlink import Netlink, inside, new_namespace
 from cellblock.linux.nft import Nft, NftError
+from cellblock.units import Bytes, Count
 
 WORLD_MAC, HOST_MAC = "02:00:00:00:00:01", "02:00:00:00:00:21"
 # Lets everything through and follows connections; what the kernel resets for want of a socket is no
@@ -327,9 +328,9 @@ def slot_layers(fleet: expected.Fleet, facts: dict[str, Any], ipv6: bool) -> lis
             texts.append(("allow, all of 0.0.0.0/0", opened, "0.0.0.0/0"))
         for name, ready, entry in texts:
             limits = StageConstraints(
-                network_bytes_per_second=2**30,
-                network_connections=10**5,
-                network_connections_per_second=10**6,
+                network_bytes_per_second=Bytes(2**30),
+                network_connections=Count(10**5),
+                network_connections_per_second=Count(10**6),
             )
             opening = open_rules(config, ready, limits).splitlines()
             text = inet + "\n".join(c for c in opening if not c.startswith("add rule arp"))
@@ -408,13 +409,13 @@ def framed(
     """A slave in mode macvlan, and what looks at its frames."""
     slave, world, slots, macs = guarded(facts, "macvlan", ipv6=ipv6)
     wires = {
-        guards.HOST: (slave, "eth0"),
-        guards.WORLD: (world, "world0"),
+        HOST: (slave, "eth0"),
+        WORLD: (world, "world0"),
         **{f"slot{n}": (slot.namespace, INTERFACE) for n, slot in enumerate(slots)},
     }
     ends = {
-        guards.HOST: (HOST_MAC, WORLD_MAC),
-        guards.WORLD: (WORLD_MAC, HOST_MAC),
+        HOST: (HOST_MAC, WORLD_MAC),
+        WORLD: (WORLD_MAC, HOST_MAC),
         **{f"slot{n}": (mac, WORLD_MAC) for n, mac in enumerate(macs)},
     }
     return slave, Vantages(slave, wires, ends, host_routes=False), slots, macs
@@ -444,14 +445,14 @@ def routed(facts: Mapping[str, Any], *, ipv6: bool = False) -> tuple[int, Vantag
     """A slave in mode routed, and what looks at what it passes on."""
     slave, world, slots, macs = guarded(facts, "routed", ipv6=ipv6)
     wires = {
-        guards.WORLD: (world, "world0"),
+        WORLD: (world, "world0"),
         **{f"slot{n}": (slot.namespace, INTERFACE) for n, slot in enumerate(slots)},
     }
     with inside(slave):
         listed = subprocess.run(["ip", "-json", "link"], capture_output=True, check=True).stdout
         links = {link["ifname"]: link["address"] for link in json.loads(listed)}
     ends = {f"slot{n}": (mac, links[f"{HOST_END}{n}"]) for n, mac in enumerate(macs)}
-    ends[guards.WORLD] = (WORLD_MAC, HOST_MAC)
+    ends[WORLD] = (WORLD_MAC, HOST_MAC)
     return slave, Vantages(slave, wires, ends, host_routes=True), slots
 
 

@@ -75,8 +75,8 @@ def mutants(text: str, strangers: Mapping[str, Sequence[str]]) -> Iterator[Mutan
                 yield Mutant(where, "", what, changed(index, mutated))
         elif added := _ADDED.fullmatch(stripped):
             for what, rule in _rule(added.group(3), strangers):
-                mutated = None if rule is None else f"{added.group(1)} {rule}"
-                yield Mutant(added.group(2), added.group(3), what, changed(index, mutated))
+                whole = None if rule is None else f"{added.group(1)} {rule}"
+                yield Mutant(added.group(2), added.group(3), what, changed(index, whole))
         elif kind == "chain" and (policy := re.search(r"policy (accept|drop);", line)):
             other = "drop" if policy.group(1) == "accept" else "accept"
             mutated = line.replace(policy.group(0), f"policy {other};")

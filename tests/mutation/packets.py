@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import socket
 import struct
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Packet:
     type: int = 0
     inner: Packet | None = None
     hops: int = 64
-    data: bytes = b""
+    data: builtins.bytes = b""
     later: bool = False
     route: bool = False
 
@@ -37,7 +38,7 @@ class Packet:
     def back(self, type_: int = 0) -> Packet:
         return Packet(self.target, self.source, self.protocol, self.dport, self.sport, type_)
 
-    def bytes(self, number: int) -> bytes:
+    def bytes(self, number: int) -> builtins.bytes:
         source, target = _packed(self.source), _packed(self.target)
         mark = MAGIC + number.to_bytes(3, "big")
         body = self._transport(mark, number)
@@ -72,7 +73,7 @@ class Packet:
         )
         return head[:10] + struct.pack("!H", _checksum(head)) + head[12:] + body
 
-    def _transport(self, mark: bytes, number: int) -> bytes:
+    def _transport(self, mark: builtins.bytes, number: int) -> builtins.bytes:
         if self.protocol == TCP:
             # One sequence for all that one side says, so that connection tracking believes it.
             seq, ack = (1000, 0) if self.type == SYN else (1000, 1001)
@@ -104,7 +105,7 @@ def _packed(address: str) -> bytes:
 def _checksum(data: bytes) -> int:
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -6,6 +6,7 @@ say; whether the host itself gets a packet is told by its raw sockets. Slots' ke
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import select
 import socket
@@ -36,7 +37,7 @@ class Arp:
     version = 4
     protocol = 0
 
-    def bytes(self, number: int) -> bytes:
+    def bytes(self, number: int) -> builtins.bytes:
         return (
             struct.pack("!HHBBH", 1, 0x800, 6, 4, self.operation)
             + mac(self.sender_mac)

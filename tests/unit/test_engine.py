@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +38,9 @@ class FakeNetwork(JobNetwork):
 
     def check(self) -> None:
         pass
+
+    def reconfigure(self, config: Any) -> bool:
+        return bool(config.is_taken_over)
 
 
 @pytest.fixture
@@ -98,3 +102,20 @@ def test_what_this_host_would_not_run(
 ) -> None:
     with pytest.raises(error):
         make().check(job(**wrong))
+
+
+def test_only_what_jobs_are_denied_is_taken_over(make: Callable[..., Engine]) -> None:
+    network = SimpleNamespace(slots=1, is_taken_over=False)
+    engine = make(network)
+    other = SimpleNamespace(slots=1, is_taken_over=True)
+    assert engine.reconfigure(replace(engine.host, network=other))
+    assert engine.host.network is other
+    assert not engine.reconfigure(replace(engine.host, network=network))
+    for changes in ({"parallel_jobs": 2}, {"run_dir": Path("/run/other")}):
+        assert not engine.reconfigure(replace(engine.host, network=other, **changes))
+        assert not engine.reconfigure(replace(engine.host, network=None, **changes))
+    assert engine.host.network is other
+    without = make()
+    assert without.reconfigure(without.host)
+    assert not without.reconfigure(replace(without.host, network=network))
+    assert not engine.reconfigure(replace(engine.host, network=None))

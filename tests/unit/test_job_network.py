@@ -27,7 +27,7 @@ from cellblock.job_network.section import NetworkConfig, SegmentEnd, compose_sec
 RANGES = {"slave1": "10.0.0.128/26", "slave2": "10.0.0.192/26"}
 
 
-DECLARED = {
+DECLARED: dict[str, Any] = {
     "groups": {
         "databases": ["db"],
         "cache_servers": ["cache"],
@@ -340,7 +340,7 @@ def test_services_and_denied_of_ipv6() -> None:
     assert {network.version for network in without.all_denied()} == {4}
 
 
-V6 = {**DECLARED["addresses"], "slave2": ["10.0.0.22", "fd00::22"]}  # type: ignore[dict-item]
+V6 = {**DECLARED["addresses"], "slave2": ["10.0.0.22", "fd00::22"]}
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ V6 = {**DECLARED["addresses"], "slave2": ["10.0.0.22", "fd00::22"]}  # type: ign
         ({"groups": {"databases": ["db"], "cache_servers": ["cache"], "worker_slaves": []}}, []),
         (
             {
-                "groups": {**DECLARED["groups"], "worker_slaves": ["slave2"]},  # type: ignore[dict-item]
+                "groups": {**DECLARED["groups"], "worker_slaves": ["slave2"]},
                 "job_networks": {"slave2": RANGES["slave2"]},
             },
             [RANGES["slave2"], "10.0.0.22/32"],

@@ -65,7 +65,7 @@ SEEN = HostNetwork(
 def decided(wishes: dict[str, Any], seen: dict[str, Any]) -> Decision:
     seen = dict(seen)
     parent = {name: seen.pop(name) for name in list(seen) if hasattr(PARENT, name)}
-    host = replace(SEEN, **({"parent": replace(PARENT, **parent)} if parent else {}))
+    host = replace(SEEN, parent=replace(PARENT, **parent)) if parent else SEEN
     return decide(replace(WISHES, **wishes), replace(host, **seen))
 
 

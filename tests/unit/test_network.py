@@ -136,7 +136,7 @@ def test_denied_has_the_segment_and_what_the_host_adds() -> None:
         ({"ipv6": {**IPV6, "gateway": "10.213.0.30"}}, ".ipv6.gateway", "IPv6 address"),
         ({"ipv6": {**IPV6, "gateway": "fd00:1::1"}}, ".ipv6.gateway", "not within the segment"),
         ({"ipv6": {**IPV6, "gateway": "fd00:cb::ad5:81"}}, ".ipv6.prefix", "the gateway, among"),
-        ({"ipv6": {"prefix": "fd00::/64"}}, ".ipv6.gateway", "write an address"),
+        ({"ipv6": {"prefix": "fd00::/64"}}, ".ipv6.prefix_length", "is missing"),
         ({"mode": "routed", "ipv6": IPV6}, ".ipv6.prefix_length", "not a known field"),
         ({"policies": {"all": {}}}, ".policies.all", "not a known field"),
         ({"policies": {"cache": {"services": [{**CACHE, "to": []}]}}}, ".to", "one or more"),
@@ -206,7 +206,7 @@ def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(*_: Any) -> Any:
         raise OSError(-2, "Name or service not known")
 
-    monkeypatch.setattr(network.socket, "getaddrinfo", nothing)
+    monkeypatch.setattr(socket, "getaddrinfo", nothing)
     with pytest.raises(UnresolvedNameError, match=r"mirror\.example.*not known"):
         network.resolve_names(["mirror.example"], False)
 
@@ -214,7 +214,7 @@ def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     late = threading.Event()
     monkeypatch.setattr(network, "RESOLVE_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(network.socket, "getaddrinfo", lambda *_: [] if late.wait(5) else [])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [] if late.wait(5) else [])
     with pytest.raises(UnresolvedNameError, match="no answer within"):
         network.resolve_names(["mirror.example"], False)
     late.set()
@@ -232,7 +232,7 @@ def test_names_that_hang_take_no_more_than_their_share(monkeypatch: pytest.Monke
         return []
 
     monkeypatch.setattr(network, "RESOLVE_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(network.socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
     try:
         for number in range(3):
             names = [f"{number}-{n}.slow" for n in range(network.MAX_LOOKUPS - 4)]
@@ -253,7 +253,7 @@ def test_names_that_hang_take_no_more_than_their_share(monkeypatch: pytest.Monke
 def test_a_name_with_many_addresses(monkeypatch: pytest.MonkeyPatch, excess: int) -> None:
     count = network.MAX_ADDRESSES + excess
     answer = [(0, 0, 0, "", (f"198.51.100.{n}", 0)) for n in range(count)]
-    monkeypatch.setattr(network.socket, "getaddrinfo", lambda *_: answer)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: answer)
     if not excess:
         assert len(network.resolve_names(["mirror.example"], False)["mirror.example"]) == count
         return

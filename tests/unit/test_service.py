@@ -6,30 +6,35 @@ import contextlib
 import functools
 import io
 import json
+import logging
 import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from cellblock.engine import batch, cli, client, protocol, service
+from cellblock.engine.engine import Engine
 from cellblock.engine.host import Environment
-from cellblock.engine.job import Job, NetworkPolicy, Stage
+from cellblock.engine.job import Job, Stage
 from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
 from cellblock.engine.result import JobResult, Output, StageResult, Usage, Verdict
 from cellblock.errors import (
     Cancelled,
     CellblockError,
+    HostSetupError,
     InternalError,
     ServiceUnavailableError,
     UnknownEnvironmentError,
 )
+from cellblock.job_network.policy import NetworkPolicy
 
 
 class FakeHost:
@@ -330,3 +335,30 @@ def test_slots_that_cannot_be(arguments: list[str], capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         cli.main(["slot", *arguments])
     assert "cellblock slot: error" in capsys.readouterr().err
+
+
+def test_a_hangup_takes_over_the_configuration_or_says_why_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "cellblock")
+    before = signal.getsignal(signal.SIGHUP)
+    found: list[Any] = ["denied", "slots", HostSetupError("engine.json", "is not JSON", "mend it")]
+    engine = cast(Engine, SimpleNamespace(reconfigure=lambda host: host == "denied"))
+
+    def load() -> Any:
+        if isinstance(found[0], Exception):
+            raise found.pop(0)
+        return found.pop(0)
+
+    try:
+        service.reconfigure_on_hangup(engine, load)
+        for number, says in enumerate(
+            ("reconfigured", "not reconfigured: this change takes a restart", "is not JSON"), 1
+        ):
+            os.kill(os.getpid(), signal.SIGHUP)
+            deadline = time.monotonic() + 10
+            while len(caplog.messages) < number and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert says in caplog.messages[-1]
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -9,6 +9,8 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,19 @@ import pytest
 import segment as lab
 from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
-from cellblock.errors import HostSetupError
+from cellblock.errors import ForbiddenDestinationError, HostSetupError
 from cellblock.job_network.access import Access
 from cellblock.job_network.plan import INTERFACE
 from cellblock.job_network.section import NetworkConfig
 from cellblock.job_network.slots import Slot, SlotPool
 from cellblock.linux.netlink import Netlink, inside
 from cellblock.linux.nft import Nft
+from cellblock.units import Bytes, Count
 
 OBSTACLE = lab.obstacle()
 pytestmark = pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE or "-")
 
-FAST = StageConstraints(network_bytes_per_second=2**30)
+FAST = StageConstraints(network_bytes_per_second=Bytes(2**30))
 ALLOWED = {"to": lab.INTERNET, "protocol": "tcp", "ports": [8080]}
 
 
@@ -288,7 +291,7 @@ def frames(wire: socket.socket) -> Iterator[bytes]:
 
 def test_the_byte_quota(make_pool: MakePool, segment: lab.Segment) -> None:
     megabyte = bytes(1_000_000)
-    limits = StageConstraints(network_bytes=3_000_000, network_bytes_per_second=2**30)
+    limits = StageConstraints(network_bytes=Bytes(3_000_000), network_bytes_per_second=Bytes(2**30))
     with lab.serving(segment.gateway, 81, lambda c: c.sendall(megabyte)):
         entry = {"to": lab.INTERNET, "protocol": "tcp", "ports": [81]}
         with slot(make_pool(), "allow", entry, limits=limits) as taken:
@@ -319,7 +322,7 @@ def receive_all(namespace: int, port: int) -> int:
 
 def test_errors_cost_quota_too(make_pool: MakePool, segment: lab.Segment) -> None:
     """What an ICMP error quotes is for its sender to choose, and a job can read it."""
-    limits = StageConstraints(network_bytes=10_000, network_bytes_per_second=2**30)
+    limits = StageConstraints(network_bytes=Bytes(10_000), network_bytes_per_second=Bytes(2**30))
     entry = {"to": lab.INTERNET, "protocol": "udp", "ports": [81]}
     with contextlib.ExitStack() as stack:
         taken = stack.enter_context(slot(make_pool(), "allow", entry, limits=limits))
@@ -371,7 +374,7 @@ def packet(source: str, target: str, protocol: int, content: bytes) -> bytes:
 
 def checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
-    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
+    total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -408,7 +411,7 @@ def tracked() -> int:
 
 
 def test_the_bandwidth_limit(make_pool: MakePool) -> None:
-    limits = StageConstraints(network_bytes_per_second=4_000_000)
+    limits = StageConstraints(network_bytes_per_second=Bytes(4_000_000))
     entry = {"to": lab.INTERNET, "protocol": "udp", "ports": [81]}
     with (
         slot(make_pool(), "allow", entry, limits=limits) as taken,
@@ -434,7 +437,7 @@ def test_the_bandwidth_limit(make_pool: MakePool) -> None:
 
 
 def test_the_connection_limit(make_pool: MakePool) -> None:
-    limits = StageConstraints(network_connections=3)
+    limits = StageConstraints(network_connections=Count(3))
     with slot(make_pool(), "cache", limits=limits) as taken, inside(taken.namespace):
         held = [socket.create_connection((lab.CACHE, 3142), 1) for _ in range(3)]
         assert taken.traffic().over_connections == 0
@@ -459,14 +462,16 @@ def test_the_limit_of_new_connections(make_pool: MakePool) -> None:
         return count
 
     pool = make_pool(slots=2)
-    limits = StageConstraints(network_connections_per_second=5)
+    limits = StageConstraints(network_connections_per_second=Count(5))
     with slot(pool, "cache", limits=limits) as taken, inside(taken.namespace):
         assert 5 <= opened(0.1) <= 6  # the burst
         assert opened(2) == pytest.approx(10, abs=2)
         assert taken.traffic().throttled_packets > 0
         assert taken.traffic().over_connections == 0
     # Control: with a higher limit, more are opened in the same time.
-    limits = StageConstraints(network_connections_per_second=1000, network_connections=4000)
+    limits = StageConstraints(
+        network_connections_per_second=Count(1000), network_connections=Count(4000)
+    )
     with slot(pool, "cache", limits=limits) as taken, inside(taken.namespace):
         assert opened(0.5) > 20
 
@@ -692,8 +697,8 @@ def advertise(segment: lab.Segment, listener: str) -> None:
                 ).splitlines()
             ]
             router.bind((link_local[0], 0, 0, index))
-            for option in (socket.IPV6_MULTICAST_HOPS, socket.IPV6_UNICAST_HOPS):
-                router.setsockopt(socket.IPPROTO_IPV6, option, 255)
+            for hops in (socket.IPV6_MULTICAST_HOPS, socket.IPV6_UNICAST_HOPS):
+                router.setsockopt(socket.IPPROTO_IPV6, hops, 255)
             for target in ("ff02::1", listener):
                 router.sendto(message, (target, 0, 0, index))
     deadline = time.monotonic() + 5
@@ -841,7 +846,7 @@ def test_ipv6_over_routed_pairs(make_pool: MakePool, segment: lab.Segment) -> No
 
 
 def test_the_quota_counts_both_versions_of_ip(make_pool: MakePool, segment: lab.Segment) -> None:
-    limits = StageConstraints(network_bytes=20_000, network_bytes_per_second=2**30)
+    limits = StageConstraints(network_bytes=Bytes(20_000), network_bytes_per_second=Bytes(2**30))
     entries = [
         {"to": address, "protocol": "udp", "ports": [81]}
         for address in (lab.INTERNET, lab.INTERNET_IPV6)
@@ -865,3 +870,33 @@ def test_the_quota_counts_both_versions_of_ip(make_pool: MakePool, segment: lab.
                 with contextlib.suppress(OSError):
                     sender.send(bytes(1000))
         assert taken.traffic().over_bytes_packets > 0
+
+
+def test_another_list_of_what_is_denied_is_taken_over_and_no_stage_ends(
+    make_pool: MakePool,
+) -> None:
+    """As it is when somebody joins the fleet: who runs goes on, and whoever comes has the new list."""
+    pool = make_pool(slots=2)
+    entry = {"to": lab.INTERNET, "protocol": "tcp", "ports": [80]}
+    with slot(pool, "internet") as running:
+        assert reach(running.namespace, lab.INTERNET, 80) == "hello"
+        pool.reconfigure(replace(pool.config, denied=(ip_network(f"{lab.INTERNET}/32"),)))
+        assert reach(running.namespace, lab.INTERNET, 80) == "hello"
+        # The other one waited with the old list.
+        with slot(pool, "internet") as fresh:
+            assert reach(fresh.namespace, lab.INTERNET, 80) != "hello"
+            assert reach(fresh.namespace, lab.OTHER_INTERNET, 80) == "hello"
+        with pytest.raises(ForbiddenDestinationError):
+            access(pool, "allow", entry)
+    assert pool.wait_until_ready(20)
+    with slot(pool, "internet") as again, slot(pool, "internet") as other:
+        for taken in (again, other):
+            assert reach(taken.namespace, lab.INTERNET, 80) != "hello"
+
+
+def test_no_other_change_is_taken_over(segment: lab.Segment) -> None:
+    config = NetworkConfig.parse(segment.config(), "network")
+    assert config.is_same_but_for_denied(replace(config, denied=()))
+    changes: Any = ({"slots": 3}, {"resolvers": ()}, {"policies": {}}, {"names": {"a": ()}})
+    for change in changes:
+        assert not config.is_same_but_for_denied(replace(config, **change))

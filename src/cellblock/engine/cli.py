@@ -249,8 +249,11 @@ def _serve(options: argparse.Namespace) -> int:
     # Clients start often and need none of it: half of their time would go into loading it.
     from .engine import Engine
     from .host import DEFAULT_CONFIG_PATH, Host
-    from .service import listen_fd, serve
+    from .service import listen_fd, reconfigure_on_hangup, serve
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    serve(Engine(Host.load(options.config or DEFAULT_CONFIG_PATH)), listen_fd())
+    path = options.config or DEFAULT_CONFIG_PATH
+    engine = Engine(Host.load(path))
+    reconfigure_on_hangup(engine, lambda: Host.load(path))
+    serve(engine, listen_fd())
     return EXIT_OK

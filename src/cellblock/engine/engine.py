@@ -7,7 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import (
     CellblockError,
@@ -76,6 +76,19 @@ class Engine:
         self._admission = Admission.of_this_host(
             host.parallel_jobs, 0 if host.network is None else host.network.slots
         )
+
+    def reconfigure(self, host: Host) -> bool:
+        """Takes over what jobs are denied from another configuration of this host, without ending any; False,
+        and nothing is taken over, where the two differ in more: that takes a restart.
+        """
+        if self._network is None or host.network is None or self.host.network is None:
+            return host == self.host
+        if replace(host, network=self.host.network) != self.host:
+            return False
+        if not self._network.reconfigure(host.network):
+            return False
+        self.host = host
+        return True
 
     def check(self, job: Job) -> CheckedJob:
         """``job`` as :meth:`run` takes it; starts and writes nothing.

@@ -13,6 +13,7 @@ import logging
 import os
 import pwd
 import select
+import signal
 import socket
 import struct
 import threading
@@ -33,6 +34,7 @@ from ..validate import Value, show
 from . import protocol
 from .batch import run_all
 from .engine import CheckedJob, Engine
+from .host import Host
 from .job_parser import parse_job, parse_stage
 
 GROUP = "cellblock"
@@ -71,6 +73,24 @@ def serve(engine: Engine, listener: socket.socket) -> None:
         except RuntimeError:
             _log.warning("cannot start a thread for a connection")
             connection.close()
+
+
+def reconfigure_on_hangup(engine: Engine, load: Callable[[], Host]) -> None:
+    """From now on SIGHUP (``systemctl reload``) has ``engine`` take over its configuration as ``load`` finds it
+    then; where that takes a restart, or is wrong, the journal says so, and all stays as it is."""
+
+    def reconfigure() -> None:
+        try:
+            is_done = engine.reconfigure(load())
+        except HostSetupError as problem:
+            _log.error("not reconfigured: %s", problem)
+            return
+        _log.info("reconfigured" if is_done else "not reconfigured: this change takes a restart")
+
+    # Not in the handler itself, which may find the pool's lock taken.
+    signal.signal(
+        signal.SIGHUP, lambda *_: threading.Thread(target=reconfigure, daemon=True).start()
+    )
 
 
 def listen_fd() -> socket.socket:

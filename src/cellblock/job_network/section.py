@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
-from ..errors import CellblockError, HostSetupError
+from ..errors import HostSetupError
+from ..validate import Value
 from .plan import (
     LONGEST_IPV6_PREFIX,
     MAC_PREFIX,
@@ -31,7 +32,7 @@ from .plan import (
 )
 from .policy import HOST_NAME, HOST_POLICIES, PROTOCOLS, EgressRule, EgressRules, NetworkPolicy
 
-_MAC_PREFIX = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){2}")
+_MAC_PREFIX = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){2}")
 _INTERFACE_NAME = re.compile(r"[^\s/:]{1,15}")
 GUARD_TABLE = "cellblock_jobs"
 
@@ -73,7 +74,11 @@ class NetworkConfig:
     @classmethod
     def parse(cls, data: object, where: str) -> NetworkConfig:
         """From plain data; raises :class:`HostSetupError` that names the field below ``where``."""
-        return _Parser(where).parse(data)
+        return _parse(data, where)
+
+    def is_same_but_for_denied(self, other: NetworkConfig) -> bool:
+        """Whether slots of the one could be those of the other, but for what they may not reach."""
+        return replace(self, denied=other.denied) == other
 
     def address(self, slot: int) -> IPv4Address:
         return self.addresses[slot]
@@ -172,264 +177,159 @@ def load_config(data: Mapping[str, Any], path: Path) -> NetworkConfig | None:
     return None if section is None else NetworkConfig.parse(section, f"{path}: network")
 
 
-def _without_zone(value: object) -> str:
-    """The text; "", which is no address, for another type and where it has a zone (fe80::1%eth0), which
-    is an interface of one host and would reach the rules as it stands."""
-    return value if isinstance(value, str) and "%" not in value else ""
+def _parse(data: object, where: str) -> NetworkConfig:
+    section = Value(data, where, _error)
+    mode = Mode(section.fields(("mode",), others=True)["mode"].choice([m.value for m in Mode]))
+    routed = mode is Mode.ROUTED
+    on_segment = ("parent", "prefix_length", "gateway")
+    fields = section.fields(
+        ("mode", "slots", "addresses", "mac_prefix", "policies", *(() if routed else on_segment)),
+        {
+            **dict.fromkeys(on_segment if routed else ()),
+            **{"resolvers": [], "names": {}, "denied": [], "guard": {"tables": []}, "ipv6": None},
+        },
+    )
+    ipv6 = fields["ipv6"].or_none()
+    config = NetworkConfig(
+        mode=mode,
+        parent=""
+        if routed
+        else fields["parent"].matching(_INTERFACE_NAME, "the name of an interface of this host"),
+        slots=fields["slots"].integer(1, MAX_SLOTS),
+        addresses=fields["addresses"].ipv4_network(),
+        prefix_length=32 if routed else fields["prefix_length"].integer(8, 30),
+        gateway=ROUTED_GATEWAY if routed else fields["gateway"].ipv4_address(),
+        mac_prefix=_mac_prefix(fields["mac_prefix"]),
+        resolvers=tuple(entry.ipv4_address() for entry in fields["resolvers"].list()),
+        names=_names(fields["names"]),
+        denied=tuple(entry.network() for entry in fields["denied"].list()),
+        policies=_policies(fields["policies"]),
+        guard_tables=tuple(
+            _table(entry) for entry in fields["guard"].fields(("tables",))["tables"].list()
+        ),
+        ipv6=None if ipv6 is None else _ipv6(ipv6, routed),
+    )
+    _check_addresses(config, fields)
+    if NetworkPolicy.INTERNET in config.policies and not config.resolvers:
+        raise fields["resolvers"].error(
+            "is empty, and the policy internet needs one",
+            "name a resolver, or leave out that policy",
+        )
+    return config
 
 
-class _Parser:
-    """Parses the section; every mistake is named with its field."""
+def _error(subject: str, message: str, remedy: str) -> HostSetupError:
+    return HostSetupError(subject, message, f"{remedy}, or run the job_network role")
 
-    _FIELDS = (
-        *("mode", "parent", "slots", "addresses", "prefix_length", "gateway", "mac_prefix"),
-        *("resolvers", "names", "denied", "policies", "guard", "ipv6"),
+
+def _mac_prefix(value: Value) -> str:
+    prefix = value.matching(_MAC_PREFIX, f"three bytes such as {MAC_PREFIX}").lower()
+    if int(prefix[:2], 16) & 3 != 2:
+        raise value.wrong(f"a locally administered unicast prefix such as {MAC_PREFIX}")
+    return prefix
+
+
+def _names(value: Value) -> dict[str, tuple[Address, ...]]:
+    names = {}
+    for name, addresses in value.entries(what="addresses by host name").items():
+        if not HOST_NAME.fullmatch(name):
+            raise value.instead(name).wrong("host names")
+        names[name] = tuple(entry.address() for entry in addresses.list(least=1))
+    return names
+
+
+def _policies(value: Value) -> dict[NetworkPolicy, EgressRules]:
+    known = {policy.value: None for policy in HOST_POLICIES}
+    return {
+        NetworkPolicy(name): _rules(entry)
+        for name, entry in value.fields(optional=known).items()
+        if name in value.raw
+    }
+
+
+def _rules(value: Value) -> EgressRules:
+    fields = value.fields(optional={"services": [], "internet": []})
+    return EgressRules(
+        services=tuple(
+            _rule(entry.fields(("to", "protocol", "ports"))) for entry in fields["services"].list()
+        ),
+        internet=tuple(
+            _rule(entry.fields(("protocol", "ports"))) for entry in fields["internet"].list()
+        ),
     )
 
-    def __init__(self, where: str) -> None:
-        self._where = where
 
-    def parse(self, data: object) -> NetworkConfig:
-        fields = self._mapping(data, "", self._FIELDS)
-        try:
-            mode = Mode(fields.get("mode"))
-        except ValueError:
-            raise self._wrong(".mode", fields.get("mode"), "write macvlan or routed") from None
-        routed = mode is Mode.ROUTED
-        config = NetworkConfig(
-            mode=mode,
-            parent="" if routed else self._parent(fields.get("parent")),
-            slots=self._integer(fields.get("slots"), ".slots", 1, MAX_SLOTS),
-            addresses=self._ipv4_network(fields.get("addresses"), ".addresses"),
-            prefix_length=32
-            if routed
-            else self._integer(fields.get("prefix_length"), ".prefix_length", 8, 30),
-            gateway=ROUTED_GATEWAY
-            if routed
-            else self._ipv4_address(fields.get("gateway"), ".gateway"),
-            mac_prefix=self._mac_prefix(fields.get("mac_prefix")),
-            resolvers=tuple(
-                self._ipv4_address(entry, f".resolvers[{i}]")
-                for i, entry in enumerate(self._list(fields.get("resolvers", []), ".resolvers"))
-            ),
-            names=self._names(fields.get("names", {})),
-            denied=tuple(
-                self._network(entry, f".denied[{i}]")
-                for i, entry in enumerate(self._list(fields.get("denied", []), ".denied"))
-            ),
-            policies=self._policies(fields.get("policies")),
-            guard_tables=self._guard(fields.get("guard", {"tables": []})),
-            ipv6=None if fields.get("ipv6") is None else self._ipv6(fields["ipv6"], routed),
+def _rule(fields: Mapping[str, Value]) -> EgressRule:
+    return EgressRule(
+        to=tuple(entry.network() for entry in fields["to"].list(least=1))
+        if "to" in fields
+        else None,
+        protocol=fields["protocol"].choice(PROTOCOLS),
+        ports=tuple(port.integer(1, 65535) for port in fields["ports"].list(least=1)),
+    )
+
+
+def _table(value: Value) -> tuple[str, str]:
+    match value.raw:
+        case [str() as family, str() as name] if family and name:
+            return family, name
+    raise value.wrong("family and name, as [inet, cellblock]")
+
+
+def _ipv6(value: Value, routed: bool) -> IPv6Config:
+    fields = value.fields(("prefix",) if routed else ("prefix", "prefix_length", "gateway"))
+    prefix = fields["prefix"].network()
+    if not isinstance(prefix, IPv6Network) or prefix.prefixlen > LONGEST_IPV6_PREFIX:
+        raise fields["prefix"].wrong(f"an IPv6 network of at most /{LONGEST_IPV6_PREFIX}")
+    if routed:
+        return IPv6Config(prefix, 128, ROUTED_GATEWAY_IPV6)
+    gateway = fields["gateway"].address()
+    if not isinstance(gateway, IPv6Address):
+        raise fields["gateway"].wrong("an IPv6 address")
+    return IPv6Config(prefix, fields["prefix_length"].integer(8, 126), gateway)
+
+
+def _check_addresses(config: NetworkConfig, fields: Mapping[str, Value]) -> None:
+    addresses = fields["addresses"]
+    if config.slots > config.addresses.num_addresses:
+        raise addresses.error(
+            f"{config.addresses} has {config.addresses.num_addresses} addresses for "
+            f"{config.slots} slots",
+            "give this host a larger range or fewer slots",
         )
-        self._check_addresses(config)
-        if NetworkPolicy.INTERNET in config.policies and not config.resolvers:
-            raise HostSetupError(
-                f"{self._where}.resolvers",
-                "is empty, and the policy internet needs one",
-                "name a resolver, or leave out that policy",
-            )
-        return config
-
-    def _check_addresses(self, config: NetworkConfig) -> None:
-        if config.slots > config.addresses.num_addresses:
-            raise HostSetupError(
-                f"{self._where}.addresses",
-                f"{config.addresses} has {config.addresses.num_addresses} addresses for "
-                f"{config.slots} slots",
-                "give this host a larger range or fewer slots",
-            )
-        if config.mode is Mode.ROUTED:
-            return
-        segment = IPv4Network((config.gateway, config.prefix_length), strict=False)
-        used = {config.address(slot) for slot in range(config.slots)}
-        if not config.addresses.subnet_of(segment):
-            raise HostSetupError(
-                f"{self._where}.addresses",
-                f"{config.addresses} is not within the segment {segment} of the gateway",
-                "correct addresses, prefix_length or gateway",
-            )
-        for address, what in (
-            (config.gateway, "the gateway"),
-            (segment.network_address, "the segment's own address"),
-            (segment.broadcast_address, "the segment's broadcast address"),
-        ):
-            if address in used:
-                raise HostSetupError(
-                    f"{self._where}.addresses",
-                    f"{config.addresses} has {address}, {what}, among the slots' addresses",
-                    "choose a range without it",
-                )
-        if config.ipv6 is not None:
-            self._check_ipv6(config, config.ipv6)
-
-    def _ipv6(self, value: object, routed: bool) -> IPv6Config:
-        known = ("prefix",) if routed else ("prefix", "prefix_length", "gateway")
-        fields = self._mapping(value, ".ipv6", known)
-        prefix = self._network(fields.get("prefix"), ".ipv6.prefix")
-        if not isinstance(prefix, IPv6Network) or prefix.prefixlen > LONGEST_IPV6_PREFIX:
-            raise self._wrong(
-                ".ipv6.prefix",
-                str(prefix),
-                f"write an IPv6 network of at most /{LONGEST_IPV6_PREFIX}",
-            )
-        if routed:
-            return IPv6Config(prefix, 128, ROUTED_GATEWAY_IPV6)
-        gateway = self._address(fields.get("gateway"), ".ipv6.gateway")
-        if not isinstance(gateway, IPv6Address):
-            raise self._wrong(".ipv6.gateway", str(gateway), "write an IPv6 address")
-        length = self._integer(fields.get("prefix_length"), ".ipv6.prefix_length", 8, 126)
-        return IPv6Config(prefix, length, gateway)
-
-    def _check_ipv6(self, config: NetworkConfig, ipv6: IPv6Config) -> None:
-        used = {config.ipv6_address(slot) for slot in range(config.slots)}
-        segment = IPv6Network((ipv6.prefix.network_address, ipv6.prefix_length), strict=False)
-        if not ipv6.gateway.is_link_local and ipv6.gateway not in segment:
-            raise HostSetupError(
-                f"{self._where}.ipv6.gateway",
-                f"is {ipv6.gateway}, which is not within the segment {segment} of the prefix",
-                "correct prefix, prefix_length or gateway",
-            )
-        if ipv6.gateway in used:
-            raise HostSetupError(
-                f"{self._where}.ipv6.prefix",
-                f"{ipv6.prefix} has {ipv6.gateway}, the gateway, among the slots' addresses",
-                "choose one without it",
-            )
-
-    def _parent(self, value: object) -> str:
-        if not isinstance(value, str) or not _INTERFACE_NAME.fullmatch(value):
-            raise self._wrong(".parent", value, "write the name of an interface of this host")
-        return value
-
-    def _mac_prefix(self, value: object) -> str:
-        if not isinstance(value, str) or not _MAC_PREFIX.fullmatch(value.lower()):
-            raise self._wrong(".mac_prefix", value, f"write three bytes such as {MAC_PREFIX}")
-        if int(value[:2], 16) & 3 != 2:
-            raise self._wrong(
-                ".mac_prefix",
-                value,
-                f"choose a locally administered unicast one such as {MAC_PREFIX}",
-            )
-        return value.lower()
-
-    def _names(self, value: object) -> dict[str, tuple[Address, ...]]:
-        if not isinstance(value, Mapping):
-            raise self._wrong(".names", value, "write addresses by host name")
-        names = {}
-        for name, addresses in value.items():
-            if not isinstance(name, str) or not HOST_NAME.fullmatch(name):
-                raise self._wrong(".names", name, "write host names")
-            where = f".names.{name}"
-            names[name] = tuple(
-                self._address(entry, f"{where}[{i}]")
-                for i, entry in enumerate(self._list(addresses, where, least=1))
-            )
-        return names
-
-    def _policies(self, value: object) -> dict[NetworkPolicy, EgressRules]:
-        ours = [policy.value for policy in HOST_POLICIES]
-        policies = {}
-        for name, entry in self._mapping(value, ".policies", ours).items():
-            where = f".policies.{name}"
-            fields = self._mapping(entry, where, ("services", "internet"))
-            policies[NetworkPolicy(name)] = EgressRules(
-                services=self._rules(fields, "services", where, with_to=True),
-                internet=self._rules(fields, "internet", where, with_to=False),
-            )
-        return policies
-
-    def _rules(
-        self, fields: Mapping[str, Any], name: str, where: str, *, with_to: bool
-    ) -> tuple[EgressRule, ...]:
-        entries = self._list(fields.get(name, []), f"{where}.{name}")
-        return tuple(
-            self._rule(entry, f"{where}.{name}[{i}]", with_to=with_to)
-            for i, entry in enumerate(entries)
+    if config.mode is Mode.ROUTED:
+        return
+    segment = IPv4Network((config.gateway, config.prefix_length), strict=False)
+    used = {config.address(slot) for slot in range(config.slots)}
+    if not config.addresses.subnet_of(segment):
+        raise addresses.error(
+            f"{config.addresses} is not within the segment {segment} of the gateway",
+            "correct addresses, prefix_length or gateway",
         )
-
-    def _rule(self, value: object, where: str, *, with_to: bool) -> EgressRule:
-        known = ("to", "protocol", "ports") if with_to else ("protocol", "ports")
-        fields = self._mapping(value, where, known)
-        if fields.get("protocol") not in PROTOCOLS:
-            raise self._wrong(f"{where}.protocol", fields.get("protocol"), "write tcp or udp")
-        to: tuple[Network, ...] | None = None
-        if with_to:
-            to = tuple(
-                self._network(entry, f"{where}.to[{i}]")
-                for i, entry in enumerate(self._list(fields.get("to"), f"{where}.to", least=1))
+    for address, what in (
+        (config.gateway, "the gateway"),
+        (segment.network_address, "the segment's own address"),
+        (segment.broadcast_address, "the segment's broadcast address"),
+    ):
+        if address in used:
+            raise addresses.error(
+                f"{config.addresses} has {address}, {what}, among the slots' addresses",
+                "choose a range without it",
             )
-        ports = self._list(fields.get("ports"), f"{where}.ports", least=1)
-        return EgressRule(
-            to,
-            fields["protocol"],
-            tuple(self._integer(p, f"{where}.ports[{i}]", 1, 65535) for i, p in enumerate(ports)),
+    if config.ipv6 is not None:
+        _check_ipv6(config, config.ipv6, fields["ipv6"])
+
+
+def _check_ipv6(config: NetworkConfig, ipv6: IPv6Config, value: Value) -> None:
+    used = {config.ipv6_address(slot) for slot in range(config.slots)}
+    segment = IPv6Network((ipv6.prefix.network_address, ipv6.prefix_length), strict=False)
+    if not ipv6.gateway.is_link_local and ipv6.gateway not in segment:
+        raise value.within("gateway", None).error(
+            f"is {ipv6.gateway}, which is not within the segment {segment} of the prefix",
+            "correct prefix, prefix_length or gateway",
         )
-
-    def _guard(self, value: object) -> tuple[tuple[str, str], ...]:
-        tables = self._list(
-            self._mapping(value, ".guard", ("tables",)).get("tables"), ".guard.tables"
-        )
-        parsed = []
-        for index, entry in enumerate(tables):
-            if (
-                not isinstance(entry, list)
-                or len(entry) != 2
-                or not all(isinstance(word, str) and word for word in entry)
-            ):
-                raise self._wrong(
-                    f".guard.tables[{index}]", entry, "write family and name, as [inet, cellblock]"
-                )
-            parsed.append((entry[0], entry[1]))
-        return tuple(parsed)
-
-    def _network(self, value: object, where: str) -> Network:
-        try:
-            return ip_network(_without_zone(value))
-        except ValueError:
-            raise self._wrong(where, value, "write a network such as 192.0.2.0/24") from None
-
-    def _ipv4_network(self, value: object, where: str) -> IPv4Network:
-        try:
-            return IPv4Network(value if isinstance(value, str) else "")
-        except ValueError:
-            raise self._wrong(where, value, "write an IPv4 network such as 192.0.2.0/24") from None
-
-    def _address(self, value: object, where: str) -> Address:
-        try:
-            return ip_address(_without_zone(value))
-        except ValueError:
-            raise self._wrong(where, value, "write an address") from None
-
-    def _ipv4_address(self, value: object, where: str) -> IPv4Address:
-        try:
-            return IPv4Address(value if isinstance(value, str) else "")
-        except ValueError:
-            raise self._wrong(where, value, "write an IPv4 address") from None
-
-    def _integer(self, value: object, where: str, least: int, most: int) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise self._wrong(where, value, f"write a number from {least} to {most}")
-        return value
-
-    def _list(self, value: object, where: str, least: int = 0) -> list[Any]:
-        if not isinstance(value, list) or len(value) < least:
-            raise self._wrong(where, value, "write a list" + (" of one or more" if least else ""))
-        return value
-
-    def _mapping(self, value: object, where: str, known: Sequence[str]) -> Mapping[str, Any]:
-        if not isinstance(value, Mapping):
-            raise self._wrong(where, value, f"write the fields {', '.join(known)}")
-        for name in value:
-            if name not in known:
-                raise HostSetupError(
-                    f"{self._where}{where}.{name}",
-                    "is not a known field",
-                    f"the fields here are {', '.join(known)}",
-                )
-        return value
-
-    def _wrong(self, where: str, value: object, remedy: str) -> CellblockError:
-        shown = "is missing" if value is None else f"is {value!r}"
-        return HostSetupError(
-            f"{self._where}{where}", shown, f"{remedy}, or run the job_network role"
+    if ipv6.gateway in used:
+        raise value.within("prefix", None).error(
+            f"{ipv6.prefix} has {ipv6.gateway}, the gateway, among the slots' addresses",
+            "choose one without it",
         )

@@ -349,6 +349,16 @@ class SlotPool:
             )
         self._guarded_until = time.monotonic() + _GUARD_SEEN_S
 
+    def reconfigure(self, config: NetworkConfig) -> None:
+        """Slots are made by ``config`` from now on, and those that wait are made anew; it may differ from the
+        one before in what is denied only. Those in use stay as they are until their stage ends.
+        """
+        with self._changed:
+            self.config = config
+            self._used.extend(self._ready)
+            self._ready.clear()
+            self._changed.notify_all()
+
     @contextlib.contextmanager
     def take(
         self, access: Access, limits: TrafficLimits, cancelled: Callable[[], bool]
@@ -416,18 +426,20 @@ class SlotPool:
                     host.close()
                     return
                 slot = self._used.popleft() if self._used else None
+                config = self.config
                 index = slot.index if slot is not None else self._absent.popleft()
             try:
                 if slot is not None:
                     # Its stage's record comes first; both need the interpreter's lock.
                     time.sleep(_RECORD_S)
                     slot.close()
-                made = Slot(index, self.config, host, self._directory / str(index))
+                made = Slot(index, config, host, self._directory / str(index))
             except (OSError, NftError, HostSetupError) as problem:
                 self._failed(index, problem)
                 continue
             with self._changed:
-                self._ready.append(made)
+                # It is made once more where it was overtaken by another configuration.
+                (self._ready if config is self.config else self._used).append(made)
                 self._problem = None
                 self._changed.notify_all()
 
@@ -458,6 +470,14 @@ class JobNetwork:
     ) -> Access:
         """What a stage may reach; raises as :meth:`Access.of`."""
         return Access.of(policy, destinations, where, self._config, self._host_name)
+
+    def reconfigure(self, config: NetworkConfig) -> bool:
+        """Goes by ``config`` from now on; False, and as before, where it differs in more than what is denied."""
+        if not self._config.is_same_but_for_denied(config):
+            return False
+        self._config = config
+        self.slots.reconfigure(config)
+        return True
 
     def check(self) -> None:
         """Raises :class:`HostSetupError` while no job with a network may start here."""

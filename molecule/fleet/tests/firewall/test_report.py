@@ -14,17 +14,21 @@ Verify = Callable[..., Any]
 
 @pytest.fixture
 def opened(host: Any) -> Iterator[Callable[[str, str], None]]:
-    """Adds a rule by hand at the front of a chain of a host."""
+    """Adds a rule by hand at the front of a chain of a host whose guard is stopped."""
     hosts = []
 
     def add(name: str, rule: str) -> None:
         machine = host.get_host(f"ansible://{name}")
-        machine.check_output(f"nft insert rule inet cellblock {rule}")
+        machine.check_output(
+            f"systemctl stop cellblock-firewall-guard && nft insert rule inet cellblock {rule}"
+        )
         hosts.append(machine)
 
     yield add
     for machine in hosts:
-        machine.check_output("/usr/local/sbin/cellblock-firewall load")
+        machine.check_output(
+            "/usr/local/sbin/cellblock-firewall load && systemctl start cellblock-firewall-guard"
+        )
 
 
 def test_rules_opened_by_hand_are_found_and_named(
