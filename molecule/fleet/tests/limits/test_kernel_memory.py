@@ -24,6 +24,8 @@ HERE = Path(__file__).parent
 MIB = 2**20
 SPENT_BYTES = 48 * MIB
 MAX_UNACCOUNTED_BYTES = 8 * MIB
+# Linux 6.1 charges a mapping and not its share of the tree they are in (newer kernels do).
+KNOWN_SHARES = {"mappings": 0.4}
 ATTEMPTS = 3
 """Who is over the bound is measured again: what others do on the machine passes, a leak does not."""
 CONTROL = "nothing"
@@ -81,6 +83,12 @@ def measure(
     return rows
 
 
+def bound(row: dict[str, Any]) -> float:
+    """How much of a kind may be in no record, in bytes; docs/architecture.md has what is left open."""
+    share = KNOWN_SHARES.get(row["kind"], 0.0) * float(row["record_bytes"])
+    return max(MAX_UNACCOUNTED_BYTES, share)
+
+
 def test_nothing_is_taken_that_is_not_in_the_record(
     host: Any, spender: str, repetitions: Callable[[int], int], slowness: int
 ) -> None:
@@ -90,7 +98,7 @@ def test_nothing_is_taken_that_is_not_in_the_record(
     for _ in range(ATTEMPTS):
         for row in measure(host, spender, left, rounds, slowness):
             table[row["kind"]] = row
-        left = [kind for kind in left if table[kind]["unaccounted"] > MAX_UNACCOUNTED_BYTES]
+        left = [kind for kind in left if table[kind]["unaccounted"] > bound(table[kind])]
         if not left:
             break
     lines = [f"{'kind':<24} {'loss MiB':>9} {'record MiB':>10}  objects, errno at the last"]
