@@ -68,6 +68,7 @@ lint-python:
 	@$(STEP) mypy mypy
 	@$(STEP) "documents up to date" python scripts/generate_docs.py --check
 	@$(STEP) "bash -n" bash -c 'for script in "$$@"; do bash -n "$$script"; done' - $(SHELL_SCRIPTS)
+	@$(STEP) changelog antsibull-changelog lint
 
 # ansible-lint checks the syntax of every playbook, and has yamllint's rules for what it reads.
 .PHONY: lint-ansible
@@ -96,8 +97,8 @@ endif
 
 # What `make test` runs side by side after `setup`, two at a time: the fleet of the containers' tests, and
 # beside it all the rest. What two steps would both build (images, archives) is there before the second begins.
-.PHONY: steps step-unit step-lint step-mutation step-fleet-create step-fleet-provision step-fleet-test step-segmented step-vm
-steps: step-fleet-test step-segmented step-vm step-mutation step-lint
+.PHONY: steps step-unit step-lint step-mutation step-fleet-create step-fleet-provision step-fleet-test step-collection step-segmented step-vm
+steps: step-fleet-test step-segmented step-vm step-collection step-mutation step-lint
 step-unit: lint-python
 	@$(MAKE) --no-print-directory unit
 step-lint: step-unit
@@ -114,7 +115,9 @@ step-fleet-test: step-fleet-provision
 	@$(STEP) "fleet: remove" env $(call molecule,fleet,destroy)
 step-mutation: step-fleet-create step-lint
 	@$(STEP) "mutation test" python tests/mutation/run.py
-step-segmented: step-fleet-provision step-mutation
+step-collection: step-fleet-provision step-mutation
+	@$(STEP) "collection, installed" python tests/collection/run.py
+step-segmented: step-fleet-provision step-collection
 	@$(STEP) segmented_networks env $(call molecule,segmented_networks,test)
 step-vm: step-fleet-provision step-segmented
 	@$(STEP) vm env $(call molecule,vm,test)
@@ -123,9 +126,15 @@ step-vm: step-fleet-provision step-segmented
 remove-test-fleets:
 	@$(foreach name,$(SCENARIOS),$(STEP) "remove $(name)" env $(call molecule,$(name),destroy) && ) true
 
+.PHONY: collection
+collection: setup ## Build the artifact of the collection, install it elsewhere and run a job with it
+	@$(STEP) "build the artifact" python scripts/build_collection.py
+	@$(STEP) "try the artifact" python tests/collection/run.py .cache/collection/cellblock-fleet-*.tar.gz
+
 .PHONY: docs
 docs: ## Write the documents that are made from the code
 	@$(STEP) docs python scripts/generate_docs.py
+	@$(STEP) changelog antsibull-changelog generate
 
 .PHONY: bench
 bench: setup ## Measure what the local fleet costs, on a fleet of its own

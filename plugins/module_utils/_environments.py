@@ -281,14 +281,29 @@ _LIST_PACKAGES = (
 )
 
 
+def apt_index_targets() -> str:
+    """Where this machine's own apt gets its packages, a line ORIGIN|CODENAME|URI for each index.
+
+    Empty when it has no apt.
+    """
+    try:
+        return subprocess.run(
+            ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(CODENAME)|$(REPO_URI)"],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+    except OSError:
+        return ""
+
+
 def sources(
     suite: str, mirror: str | None, security_mirror: str | None, indextargets: str
 ) -> list[str]:
     """apt source lines for a suite; empty means mmdebstrap's own default.
 
-    ``indextargets`` is what ``apt-get indextargets --format '$(ORIGIN)|$(CODENAME)|$(REPO_URI)'``
-    prints: unless a mirror is given, environments come from where this machine gets its own Debian
-    packages.
+    ``indextargets`` is as :func:`apt_index_targets` returns it: unless a mirror is given, packages
+    come from where this machine gets its own.
     """
     if mirror:
         lines = [f"deb {mirror} {suite} main"]

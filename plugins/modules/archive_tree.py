@@ -146,6 +146,9 @@ transferred:
   elements: str
 """
 
+# Not ansible.builtin.unarchive into directories named by digest, with a link: that sends and compares whole
+# archives in every run, keeps what else is in a directory, set-user-ID bits and device nodes, and takes a
+# half-unpacked directory that `creates` finds for a whole one.
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 from ansible_collections.cellblock.fleet.plugins.module_utils._archive_tree import (  # noqa: E402
     TreeError,

@@ -140,7 +140,6 @@ environments:
       type: dict
 """
 
-import subprocess  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
@@ -149,23 +148,11 @@ from ansible_collections.cellblock.fleet.plugins.module_utils._environments impo
     Cache,
     DefinitionError,
     Record,
+    apt_index_targets,
     plan_archives,
     prebuilt,
     sources,
 )
-
-
-def apt_index_targets() -> str:
-    """Where this machine's own apt gets its packages; empty when it has no apt."""
-    try:
-        return subprocess.run(
-            ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(CODENAME)|$(REPO_URI)"],
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout
-    except OSError:
-        return ""
 
 
 def summary(records: list[Record]) -> dict[str, str]:

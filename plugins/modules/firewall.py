@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: firewall
 short_description: The host's own nftables table, changed without locking anybody out
-version_added: 0.2.0
+version_added: 0.1.0
 description:
   - Ensures that C(table inet cellblock) holds exactly the given rules, now and after a reboot, and that
     the guard which repairs it is running. Other tables are never touched.

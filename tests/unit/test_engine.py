@@ -105,9 +105,9 @@ def test_what_this_host_would_not_run(
 
 
 def test_only_what_jobs_are_denied_is_taken_over(make: Callable[..., Engine]) -> None:
-    network = SimpleNamespace(slots=1, is_taken_over=False)
+    network: Any = SimpleNamespace(slots=1, is_taken_over=False)
     engine = make(network)
-    other = SimpleNamespace(slots=1, is_taken_over=True)
+    other: Any = SimpleNamespace(slots=1, is_taken_over=True)
     assert engine.reconfigure(replace(engine.host, network=other))
     assert engine.host.network is other
     assert not engine.reconfigure(replace(engine.host, network=network))

@@ -109,6 +109,28 @@ def test_imported_task_files_exist_and_none_is_forgotten(role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
+def test_every_task_has_the_tag_of_its_role(role: str) -> None:
+    """`--tags ROLE` does all that the role does; what it needs from elsewhere runs always."""
+    for task in load(ROLES_DIR / role / "tasks/main.yml"):
+        tags = set(task.get("tags", []))
+        if not tags & {role, "always"}:
+            # The role preflight says it in its task files.
+            file = task.get("ansible.builtin.import_tasks")
+            assert file, f"{task['name']}: has not the tag {role}"
+            for inner in tasks(ROLES_DIR / role / "tasks" / file):
+                assert "always" in inner.get("tags", []), f"{file}: {inner['name']}"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_roles_do_not_leave_themselves(role: str) -> None:
+    """A role finds what it needs where it is installed, whatever is around it there."""
+    for path in sorted((ROLES_DIR / role).rglob("*")):
+        if path.is_file() and path.suffix in (".yml", ".j2"):
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"\.\./\.\./|playbook_dir", text), f"{path}"
+
+
+@pytest.mark.parametrize("role", ROLES)
 def test_entry_points_exist(role: str) -> None:
     for name in entry_points(role):
         assert (ROLES_DIR / role / "tasks" / f"{name}.yml").is_file()

@@ -58,7 +58,7 @@ def test_what_is_not_offered(submit: Submit, mount: Any, words: list[str]) -> No
 
 def test_an_offered_directory_that_is_missing(submit: Submit) -> None:
     error = submit(job("true", "nowhere"))["error"]
-    assert (error["code"], error["subject"]) == ("host_setup", "/srv/nowhere")
+    assert (error["code"], error["subject"]) == ("host_setup", "job 1: /srv/nowhere")
 
 
 def test_a_descriptor_passed_out_through_a_mount_does_not_hold_the_stage(

@@ -1,16 +1,14 @@
+# Copyright: The Cellblock authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
 """Finds where this machine gets its packages from, for the cache servers to fetch from there too.
 
 Reads the configuration of apt, pip and npm as they see it, and asks the package indexes where the
-files are that they link to. Prints one JSON object: ``upstreams`` (path prefix -> ``url``, ``kind``,
-``probe``, ``links``) and ``ca_bundle``, a file with the certificates that these programs trust.
-
-A table of one's own may come on standard input (``--given``); it is checked, completed and used
-instead. What an index answered is kept for a day, so that a second run changes nothing and is quick.
+files are that they link to. What an index answered is kept for a day, so that a second run changes
+nothing and is quick.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -44,23 +42,17 @@ class UpstreamError(Exception):
     """The upstreams cannot be told; the message says what to change."""
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cache", type=Path, required=True, help="directory for what is kept")
-    parser.add_argument("--ca-bundle", default="", help="file of certificates to use instead")
-    parser.add_argument("--given", action="store_true", help="read a table from standard input")
-    options = parser.parse_args()
-    try:
-        bundle = ca_bundle(options.cache, options.ca_bundle)
-        if options.given:
-            upstreams = check(json.load(sys.stdin))
-        else:
-            upstreams = check(look_up(bundle, options.cache / "lookups.json"))
-    except UpstreamError as problem:
-        print(f"package_upstreams: {problem}", file=sys.stderr)
-        return 1
-    print(json.dumps({"upstreams": upstreams, "ca_bundle": str(bundle)}))
-    return 0
+def find(
+    given: Mapping[str, Any], given_bundle: str, cache_dir: Path
+) -> tuple[dict[str, Upstream], Path]:
+    """The upstreams (path prefix -> ``url``, ``kind``, ``probe``, ``links`` and what :func:`parts`
+    makes of the url), and a file with the certificates by which they are verified.
+
+    ``given`` is a table of one's own that is checked, completed and used instead of looking; ``given_bundle`` is such a file.
+    Raises UpstreamError.
+    """
+    bundle = ca_bundle(cache_dir, given_bundle)
+    return check(given or look_up(bundle, cache_dir / "lookups.json")), bundle
 
 
 def look_up(bundle: Path, store: Path) -> dict[str, Upstream]:
@@ -342,7 +334,3 @@ def remembering(fetch: Fetch, store: Path) -> Fetch:
         return content_type, text
 
     return fetch_once
-
-
-if __name__ == "__main__":
-    sys.exit(main())

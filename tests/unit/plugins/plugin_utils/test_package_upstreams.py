@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-import package_upstreams
-from package_upstreams import UpstreamError
+from ansible_collections.cellblock.fleet.plugins.plugin_utils import package_upstreams
+from ansible_collections.cellblock.fleet.plugins.plugin_utils.package_upstreams import (
+    UpstreamError,
+)
 
 INDEX = "https://index.example.com/simple"
 FILES = "https://files.example.net/packages/"
