@@ -186,7 +186,10 @@ def test_networkd_hears_of_it_before_there_is_an_interface_or_a_drop_in(
 @pytest.mark.parametrize("before", list(Manager))
 def test_another_manager_takes_over(host: Host, before: Manager, after: Manager) -> None:
     provide(host, decision(before))
+    host.connections = [provisioner(host)._connection_uuid()]
     provide(host, decision(after))
+    forgets = any(line.startswith("nmcli connection delete") for line in host.ran)
+    assert forgets is (before is Manager.NETWORKMANAGER and after is not Manager.NETWORKMANAGER)
     assert sorted(host.files()) == [files for m, files, _ in FILES if m is after][0]
     assert host.is_unit_running is (after is Manager.OWN)
 

@@ -30,6 +30,7 @@ from ..errors import (
     ServiceUnavailableError,
 )
 from ..job_network.plan import INTERFACE
+from ..linux.sd_notify import notify
 from ..validate import Value, show
 from . import protocol
 from .batch import run_all
@@ -51,7 +52,7 @@ _log = logging.getLogger("cellblock")
 
 def serve(engine: Engine, listener: socket.socket) -> None:
     """Answers requests on ``listener`` until the process ends."""
-    _notify("READY=1")
+    notify("READY=1")
     _log.info(
         "ready: %d jobs at a time, %s",
         engine.host.parallel_jobs,
@@ -316,13 +317,3 @@ def _is_gone(connection: socket.socket) -> bool:
         return False
     except ConnectionError:
         return True
-
-
-def _notify(state: str) -> None:
-    """sd_notify(3): systemd then knows that the service is ready."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
-        notifier.connect(f"\0{address[1:]}" if address.startswith("@") else address)
-        notifier.sendall(state.encode())

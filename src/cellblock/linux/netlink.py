@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+from .netlink_messages import HEADER, attribute, attributes, message, messages
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
 
-_HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
-_ATTRIBUTE = struct.Struct("=HH")
 
 _REQUEST, _ACK, _EXCLUSIVE, _CREATE, _DUMP = 0x1, 0x4, 0x200, 0x400, 0x300
 _ERROR, _DONE = 2, 3
@@ -115,7 +115,7 @@ class Netlink:
 
     def link(self, name: str) -> Link | None:
         """The interface of that name, or None."""
-        body = _LINK.pack(0, 0, 0, 0, 0) + _attribute(_IFLA_IFNAME, _text(name))
+        body = _LINK.pack(0, 0, 0, 0, 0) + attribute(_IFLA_IFNAME, _text(name))
         try:
             return _parse_link(self._ask(_GETLINK, _REQUEST | _ACK, body)[0])
         except NetlinkError as problem:
@@ -130,15 +130,15 @@ class Netlink:
 
     def add_macvlan(self, parent: int, name: str, mac: bytes, namespace: int) -> None:
         """A clone of ``parent`` in private mode (clones do not hear each other) in ``namespace``."""
-        mode = _attribute(_MACVLAN_MODE, struct.pack("=I", _MODE_PRIVATE))
+        mode = attribute(_MACVLAN_MODE, struct.pack("=I", _MODE_PRIVATE))
         self._do(
             _NEWLINK,
             _CREATE | _EXCLUSIVE,
             _LINK.pack(0, 0, 0, 0, 0)
-            + _attribute(_IFLA_IFNAME, _text(name))
-            + _attribute(_IFLA_LINK, struct.pack("=i", parent))
-            + _attribute(_IFLA_ADDRESS, mac)
-            + _attribute(_IFLA_NET_NS_FD, struct.pack("=I", namespace))
+            + attribute(_IFLA_IFNAME, _text(name))
+            + attribute(_IFLA_LINK, struct.pack("=i", parent))
+            + attribute(_IFLA_ADDRESS, mac)
+            + attribute(_IFLA_NET_NS_FD, struct.pack("=I", namespace))
             + _kind("macvlan", mode),
         )
 
@@ -146,16 +146,16 @@ class Netlink:
         """A pair of which ``name`` is here and the other end in ``namespace``."""
         peer = (
             _LINK.pack(0, 0, 0, 0, 0)
-            + _attribute(_IFLA_IFNAME, _text(peer_name))
-            + _attribute(_IFLA_ADDRESS, peer_mac)
-            + _attribute(_IFLA_NET_NS_FD, struct.pack("=I", namespace))
+            + attribute(_IFLA_IFNAME, _text(peer_name))
+            + attribute(_IFLA_ADDRESS, peer_mac)
+            + attribute(_IFLA_NET_NS_FD, struct.pack("=I", namespace))
         )
         self._do(
             _NEWLINK,
             _CREATE | _EXCLUSIVE,
             _LINK.pack(0, 0, 0, 0, 0)
-            + _attribute(_IFLA_IFNAME, _text(name))
-            + _kind("veth", _attribute(_VETH_PEER, peer)),
+            + attribute(_IFLA_IFNAME, _text(name))
+            + _kind("veth", attribute(_VETH_PEER, peer)),
         )
 
     def set_up(self, index: int) -> None:
@@ -174,8 +174,8 @@ class Netlink:
             _NEWADDR,
             _CREATE | _EXCLUSIVE,
             _ADDRESS.pack(_family(address), prefix_length, flags, scope, index)
-            + _attribute(_IFA_LOCAL, address.packed)
-            + _attribute(_IFA_ADDRESS, address.packed),
+            + attribute(_IFA_LOCAL, address.packed)
+            + attribute(_IFA_ADDRESS, address.packed),
         )
 
     def add_default_route(self, index: int, gateway: IPv4Address | IPv6Address) -> None:
@@ -194,8 +194,8 @@ class Netlink:
                 _UNICAST,
                 _ONLINK,
             )
-            + _attribute(_RTA_OIF, struct.pack("=i", index))
-            + _attribute(_RTA_GATEWAY, gateway.packed),
+            + attribute(_RTA_OIF, struct.pack("=i", index))
+            + attribute(_RTA_GATEWAY, gateway.packed),
         )
 
     def add_host_route(self, index: int, address: IPv4Address | IPv6Address) -> None:
@@ -214,8 +214,8 @@ class Netlink:
                 _UNICAST,
                 0,
             )
-            + _attribute(_RTA_DST, address.packed)
-            + _attribute(_RTA_OIF, struct.pack("=i", index)),
+            + attribute(_RTA_DST, address.packed)
+            + attribute(_RTA_OIF, struct.pack("=i", index)),
         )
 
     def _do(self, kind: int, flags: int, body: bytes) -> None:
@@ -224,66 +224,44 @@ class Netlink:
     def _ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
         """Sends one request and returns the bodies of the answers to it."""
         self._sequence += 1
-        size = _HEADER.size + len(body)
-        self._socket.send(_HEADER.pack(size, kind, flags, self._sequence, 0) + body)
+        self._socket.send(message(kind, flags, self._sequence, body))
         answers: list[bytes] = []
         while True:
-            data = self._socket.recv(1 << 18)
-            while data:
-                length, kind, flags, sequence, _ = _HEADER.unpack_from(data)
-                message, data = data[_HEADER.size : length], data[_padded(length) :]
-                if sequence != self._sequence:
+            for answer in messages(self._socket.recv(1 << 18)):
+                if answer.sequence != self._sequence:
                     continue
-                if kind == _DONE:
+                if answer.kind == _DONE:
                     return answers
-                if kind != _ERROR:
-                    answers.append(message)
+                if answer.kind != _ERROR:
+                    answers.append(answer.body)
                     continue
-                (error,) = struct.unpack_from("=i", message)
+                (error,) = struct.unpack_from("=i", answer.body)
                 if error == 0:
                     return answers
-                raise NetlinkError(-error, _explanation(message) or os.strerror(-error))
+                raise NetlinkError(-error, _explanation(answer.body) or os.strerror(-error))
 
 
 def _family(address: IPv4Address | IPv6Address) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
-def _explanation(message: bytes) -> str:
+def _explanation(body: bytes) -> str:
     """The kernel's own words in an error message (NLMSGERR_ATTR_MSG), or nothing."""
     # The error, and the header of the request; CAP_ACK leaves the rest of the request out.
-    return _attributes(message[4 + _HEADER.size :]).get(1, b"").rstrip(b"\0").decode()
+    return attributes(body[4 + HEADER.size :]).get(1, b"").rstrip(b"\0").decode()
 
 
 def _parse_link(body: bytes) -> Link:
     _, _, index, flags, _ = _LINK.unpack_from(body)
-    name = _attributes(body[_LINK.size :])[_IFLA_IFNAME].rstrip(b"\0").decode()
+    name = attributes(body[_LINK.size :])[_IFLA_IFNAME].rstrip(b"\0").decode()
     return Link(index, name, bool(flags & _IFF_UP))
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
-    found = {}
-    while len(data) >= _ATTRIBUTE.size:
-        size, kind = _ATTRIBUTE.unpack_from(data)
-        found[kind & 0x3FFF] = data[_ATTRIBUTE.size : size]
-        data = data[_padded(size) :]
-    return found
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    size = _ATTRIBUTE.size + len(value)
-    return _ATTRIBUTE.pack(size, kind) + value + bytes(_padded(size) - size)
-
-
 def _kind(kind: str, data: bytes) -> bytes:
-    return _attribute(
-        _IFLA_LINKINFO, _attribute(_INFO_KIND, kind.encode()) + _attribute(_INFO_DATA, data)
+    return attribute(
+        _IFLA_LINKINFO, attribute(_INFO_KIND, kind.encode()) + attribute(_INFO_DATA, data)
     )
 
 
 def _text(text: str) -> bytes:
     return text.encode() + b"\0"
-
-
-def _padded(size: int) -> int:
-    return (size + 3) & ~3

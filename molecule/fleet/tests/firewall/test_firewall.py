@@ -110,7 +110,7 @@ def intact(host: Any) -> Iterator[None]:
     yield
     host.run(f"{PROGRAM} rollback")
     host.run("nft delete table inet foreign")
-    # The guard leaves what was added; without the table it makes the whole anew.
+    # Whatever is left of a test; without the table the guard makes the whole anew.
     inside(host, DELETE_TABLE)
     wait_for(lambda: host.run(f"{PROGRAM} status").rc == 0, 5, "the table is as confirmed")
 
@@ -205,7 +205,61 @@ def test_a_policy_turned_to_accept_is_turned_back(host: Any) -> None:
     wait_for(lambda: listing(host) == before, 2, "the policy is back")
 
 
-def test_a_rule_added_by_hand_is_reported_once_and_kept(host: Any, listener: str) -> None:
+@pytest.mark.parametrize(
+    ("added", "found"),
+    [
+        (
+            f"insert rule inet cellblock input tcp dport {PORT} accept",
+            ("chain input", f"tcp dport {PORT} accept"),
+        ),
+        (
+            "add element inet cellblock controllers_v4 { 203.0.113.5 }",
+            ("set controllers_v4", "element 203.0.113.5"),
+        ),
+        ("add set inet cellblock more { type ipv4_addr; }", ("set more", "type ipv4_addr")),
+        ("add chain inet cellblock other", ("chain other", "(empty)")),
+    ],
+)
+def test_what_is_added_by_hand_is_removed_and_reported(
+    host: Any, added: str, found: tuple[str, str]
+) -> None:
+    before, since = listing(host), now(host)
+    host.check_output(f"nft {shlex.quote(added)}")
+    wait_for(lambda: listing(host) == before, 2, "what was added is gone")
+    wait_for(lambda: bool(journal(host, "firewall_foreign_rule", since)), 2, "it is reported")
+    [event] = journal(host, "firewall_foreign_rule", since)
+    assert (event["CELLBLOCK_OBJECT"], event["CELLBLOCK_RULE"]) == found
+    assert event["CELLBLOCK_ACTION"] == "removed"
+    assert event["CELLBLOCK_BY"].startswith("nft[")
+    assert journal(host, "firewall_repaired", since) == []
+
+
+def test_an_opened_port_is_closed_again_within_two_seconds(host: Any, listener: str) -> None:
+    # Both at once: with one of them nothing gets through anyway.
+    inserted = "; ".join(
+        f"insert rule inet cellblock {chain} {rule}"
+        for chain, rule in zip(("input", "output"), OPENED, strict=True)
+    )
+    host.check_output(f"nft {shlex.quote(inserted)}")
+    wait_for(lambda: not reached(listener, 0.3), 2, "the port is closed")
+    assert status(host)["added"] == []
+
+
+@pytest.fixture
+def reporting(host: Any) -> Iterator[None]:
+    """The guard as `firewall_foreign_rules: report` starts it."""
+    directory = "/run/systemd/system/cellblock-firewall-guard.service.d"
+    command = f"ExecStart={PROGRAM} guard --foreign-rules=report"
+    restart = "systemctl daemon-reload && systemctl restart cellblock-firewall-guard"
+    host.check_output(
+        f"mkdir -p {directory} && printf '[Service]\nExecStart=\n{command}\n' > "
+        f"{directory}/report.conf && {restart}"
+    )
+    yield
+    host.check_output(f"rm -r {directory} && {restart}")
+
+
+def test_a_guard_that_only_reports_does_so_once(host: Any, listener: str, reporting: None) -> None:
     since = now(host)
     host.check_output(f"nft insert rule inet cellblock input {OPENED[0]}")
     host.check_output(f"nft insert rule inet cellblock output {OPENED[1]}")
@@ -215,15 +269,19 @@ def test_a_rule_added_by_hand_is_reported_once_and_kept(host: Any, listener: str
     # Something else happens in the table; that is no reason to report again.
     host.check_output("nft add chain inet cellblock other && nft delete chain inet cellblock other")
     time.sleep(1)
-    events = journal(host, "firewall_foreign_rule", since)
-    rules = [
-        event["CELLBLOCK_RULE"] for event in events if event["CELLBLOCK_OBJECT"] != "chain other"
+    events = [
+        event
+        for event in journal(host, "firewall_foreign_rule", since)
+        if event["CELLBLOCK_OBJECT"] != "chain other"
     ]
-    assert sorted(str(PORT) in rule for rule in rules) == [True, True]
+    assert [str(PORT) in event["CELLBLOCK_RULE"] for event in events] == [True, True]
+    assert {event["CELLBLOCK_ACTION"] for event in events} == {"reported"}
     assert journal(host, "firewall_repaired", since) == []
 
 
-def test_the_role_takes_away_what_was_added_and_shows_it(host: Any, playbook: Playbook) -> None:
+def test_the_role_takes_away_what_was_added_and_shows_it(
+    host: Any, playbook: Playbook, reporting: None
+) -> None:
     host.check_output(f"nft add rule inet cellblock input tcp dport {PORT} accept")
     # Only the difference; the tests of the roles' playbook are elsewhere.
     done = playbook("site.yml", "--limit=slave1", "--tags=always,firewall", "--check", "--diff")

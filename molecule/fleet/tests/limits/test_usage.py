@@ -80,8 +80,13 @@ def within(seen: float, known: float, grain: float) -> bool:
 
 
 def test_cpu_time_of_500_ms(usage: Any, slowness: int) -> None:
-    work, nothing = usage(SPIN)
-    assert within(work["cpu_time_ms"] - nothing["cpu_time_ms"], 500, TICK_MS * slowness)
+    # An emulated machine takes for its own what this one gave to others meanwhile: not three times over.
+    for _ in range(1 if slowness == 1 else 3):
+        work, nothing = usage(SPIN)
+        cost = work["cpu_time_ms"] - nothing["cpu_time_ms"]
+        if within(cost, 500, TICK_MS * slowness):
+            break
+    assert within(cost, 500, TICK_MS * slowness)
     assert within(work["cpu_user_ms"] + work["cpu_system_ms"], work["cpu_time_ms"], 0.01)
     assert work["wall_time_ms"] >= 500
 

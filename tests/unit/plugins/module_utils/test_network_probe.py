@@ -6,6 +6,7 @@ not be there. Every probe that must find nothing has a twin that must find somet
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -347,16 +348,24 @@ def peer_of(path: str) -> int:
     candidates: list[int] = []
 
     def is_found() -> bool:
-        # The process in between may not have ended yet.
+        # Not the process in between, which may not have ended yet.
         candidates[:] = [
             int(entry.name)
             for entry in Path("/proc").iterdir()
             if entry.name.isdigit() and int(entry.name) != owner and holds(entry, path)
+            if parent_of(entry) != owner
         ]
         return len(candidates) == 1
 
     assert eventually(is_found, 20), candidates
     return candidates[0]
+
+
+def parent_of(process: Path) -> int:
+    """Its parent's process id; that of a process which has ended is not known."""
+    with contextlib.suppress(OSError):
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def holds(process: Path, path: str) -> bool:

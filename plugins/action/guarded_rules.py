@@ -1,11 +1,11 @@
 # Copyright: The Cellblock authors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
-"""Controller side of cellblock.fleet.firewall: confirms new rules over a connection that is newer.
+"""cellblock.fleet.guarded_rules: confirms new rules over a connection that is newer than they are.
 
-The order proves that the rules let a new connection through:
+It makes the program and the units, and runs the module `_guarded_rules` on the host for each step. The order proves that the rules let a new connection through:
 
 1. `plan` on the host finds out what is wrong and checks the rules. Nothing else happens in check mode.
-2. `apply` starts the rollback's timer and loads the rules a second later, when its answer is here.
+2. `apply` installs the files, starts the rollback's timer and loads the rules a second later, when its answer is here.
 3. The connection is closed. `look`, over the next one, says whether they are loaded by now.
 4. The connection is closed again: the next one is opened when they are known to be loaded.
    `confirm` comes over it; the host refuses if it knows the connection from before.
@@ -15,17 +15,28 @@ Where no connection gets through, the host rolls back by itself; this waits for 
 
 from __future__ import annotations
 
+import base64
 import secrets
 import time
+import zlib
 from typing import Any
 
-from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.plugins.connection import ConnectionBase
 from ansible.utils.display import Display
+from ansible_collections.cellblock.fleet.plugins.module_utils._guarded_rules_options import (
+    ARGUMENT_SPEC,
+    REQUIRED_IF,
+)
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.guarded_rules import (
+    installation,
+)
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.guarded_rules.instance import (
+    Instance,
+)
 
-MODULE = "cellblock.fleet.firewall"
-INTERNAL = ("phase", "token", "earlier_connections")
+MODULE = "cellblock.fleet._guarded_rules"
 # How long after the rollback the host may take to answer.
 GRACE_S = 20.0
 PAUSE_S = 0.5
@@ -45,9 +56,9 @@ class ActionModule(ActionBase):
         self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         super().run(tmp, task_vars)
-        for internal in INTERNAL:
-            if internal in self._task.args:
-                raise AnsibleActionFail(f"{internal} is set by the action itself; remove it.")
+        _, self._options = self.validate_argument_spec(
+            argument_spec=ARGUMENT_SPEC, required_if=REQUIRED_IF
+        )
         self._task_vars = task_vars or {}
         try:
             return self._run()
@@ -59,34 +70,35 @@ class ActionModule(ActionBase):
                 display.vvv("The temporary directory could not be removed: no connection.")
 
     def _run(self) -> dict[str, Any]:
-        plan = self._ask(phase="plan")
+        if self._options["state"] == "absent":
+            return self._ask("remove")
+        plan = self._ask("plan")
         load = plan.pop("load", False)
         if plan.get("failed") or not plan["changed"] or self._task.check_mode:
             return plan
-        if self._task.args.get("state", "present") == "absent":
-            return plan
         if not load:
-            applied = self._ask(phase="apply")
+            applied = self._ask("apply")
             return {**plan, **applied} if applied.get("failed") else plan
         return self._trial(plan)
 
-    def _ask(self, **internal: Any) -> dict[str, Any]:
+    def _ask(self, step: str, **arguments: Any) -> dict[str, Any]:
+        """Takes a step on the host."""
         answer: dict[str, Any] = self._execute_module(
             module_name=MODULE,
-            module_args={**self._task.args, **internal},
+            module_args={"step": step, **host_arguments(self._options), **arguments},
             task_vars=self._task_vars,
         )
         answer.pop("invocation", None)
         return answer
 
-    def _ask_anew(self, **internal: Any) -> dict[str, Any] | None:
+    def _ask_anew(self, step: str, **arguments: Any) -> dict[str, Any] | None:
         """The same over a new connection; None where none gets through."""
         if type(self._connection).reset is not ConnectionBase.reset:
             self._connection.reset()
         try:
-            answer = self._ask(**internal)
+            answer = self._ask(step, **arguments)
         except AnsibleConnectionFailure as error:
-            display.vvv(f"firewall: no new connection: {error}")
+            display.vvv(f"guarded_rules: no new connection: {error}")
             return None
         if answer.get("unreachable"):
             return None
@@ -94,14 +106,14 @@ class ActionModule(ActionBase):
 
     def _trial(self, plan: dict[str, Any]) -> dict[str, Any]:
         token = secrets.token_hex(16)
-        rollback_after = float(self._task.args.get("rollback_after_s", 30))
+        rollback_after = float(self._options["rollback_after_s"])
         started = time.monotonic()
         connections: list[str] = []
         try:
-            applied = self._ask(phase="apply", token=token)
+            applied = self._ask("apply", token=token)
         except AnsibleConnectionFailure:
             # The answer is lost, not necessarily the rules: ask what became of them.
-            display.vvv("firewall: the connection broke while the rules were being loaded")
+            display.vvv("guarded_rules: the connection broke while the rules were being loaded")
         else:
             if applied.get("failed"):
                 return {**plan, **applied, "changed": False}
@@ -109,7 +121,7 @@ class ActionModule(ActionBase):
             time.sleep(applied["load_after_s"] + 0.2)
 
         while time.monotonic() - started < rollback_after:
-            seen = self._ask_anew(phase="look", token=token)
+            seen = self._ask_anew("look", token=token)
             if seen is None or seen.get("failed"):
                 time.sleep(PAUSE_S)
                 continue
@@ -122,7 +134,7 @@ class ActionModule(ActionBase):
                 continue
             connections.append(seen["connection"])
             confirmed = self._ask_anew(
-                phase="confirm",
+                "confirm",
                 token=token,
                 earlier_connections=[connection for connection in connections if connection],
             )
@@ -149,7 +161,7 @@ class ActionModule(ActionBase):
             left = started + rollback_after + 0.3 - time.monotonic()
             if left > 0:
                 time.sleep(left)
-            seen = self._ask_anew(phase="look", token=token)
+            seen = self._ask_anew("look", token=token)
             if seen is not None and not seen.get("failed"):
                 if seen["phase"] == "none" and not seen["rolled_back"]:
                     return {
@@ -163,7 +175,7 @@ class ActionModule(ActionBase):
                 return {
                     **failed,
                     "msg": f"{why} {host} was to roll back by itself, but does not answer "
-                    f"{GRACE_S:g} s later either; look at its console: 'cellblock-firewall status'.",
+                    f"{GRACE_S:g} s later either; look at its console: '{self._options['name']} status'.",
                 }
             time.sleep(PAUSE_S)
         back = {
@@ -179,3 +191,37 @@ class ActionModule(ActionBase):
             "msg": f"{why} {host} answers and {back}, {took:.0f} s after the attempt; "
             "let the new rules admit ssh from the controller and run again.",
         }
+
+
+def host_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """What the module on the host needs to know, whatever the step."""
+    instance = Instance(
+        name=options["name"],
+        tables=tuple(options["tables"]),
+        rules=options["path"],
+        minimal=options["controllers"] is not None,
+    )
+    units = installation.Units(
+        description=options["description"] or "",
+        before_network=options["before_network"],
+        after=tuple(options["after"]),
+        before=tuple(options["before"]),
+        foreign_rules=options["foreign_rules"],
+    )
+    return {
+        "name": instance.name,
+        "tables": options["tables"],
+        "path": instance.rules,
+        "rules": options["rules"],
+        "controllers": options["controllers"],
+        "rollback_after_s": options["rollback_after_s"],
+        "files": [
+            {
+                "path": file.path,
+                "content": base64.b64encode(zlib.compress(file.content)).decode(),
+                "mode": file.mode,
+            }
+            for file in installation.files(instance, units)
+        ],
+        "units": list(installation.unit_texts(instance, units)),
+    }

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import pytest
-from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
-from ansible_collections.cellblock.fleet.plugins.action import firewall
-from ansible_collections.cellblock.fleet.plugins.action.firewall import ActionModule
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible_collections.cellblock.fleet.plugins.action import guarded_rules
+from ansible_collections.cellblock.fleet.plugins.action.guarded_rules import ActionModule
 
 Answer = dict[str, Any]
+RULES = {
+    "name": "cellblock-firewall",
+    "description": "the host's firewall",
+    "tables": ["inet cellblock"],
+    "path": "/etc/cellblock/firewall.nft",
+    "rules": "x",
+    "controllers": ["192.0.2.10"],
+}
 PLAN = {"changed": True, "load": True, "reasons": ["the rules differ"]}
 
 
@@ -43,9 +53,14 @@ class Host:
     def __init__(self, plan: Answer | None = None, check: bool = False, **args: Any) -> None:
         self.clock = Clock()
         self.connection = Connection()
-        task = mock.Mock(args={"rules": "x", **args}, check_mode=check, async_val=0)
+        task = mock.Mock(
+            args={name: value for name, value in {**RULES, **args}.items() if value is not None},
+            check_mode=check,
+            async_val=0,
+        )
         self.action = ActionModule(task, self.connection, mock.Mock(), None, mock.Mock(), None)
         self.plan = plan or dict(PLAN)
+        self.arguments: Answer = {}
         self.asked: list[tuple[str, int]] = []
         self.reachable = True
         self.apply_answer: Answer | Exception = {}
@@ -63,9 +78,10 @@ class Host:
         return self.loaded_at is not None and not self.confirmed and self.clock.now >= 30
 
     def execute(self, module_args: Answer, **_: Any) -> Answer:
-        phase = module_args["phase"]
+        phase = module_args["step"]
+        self.arguments = module_args
         self.asked.append((phase, self.connection.opened))
-        if phase == "plan":
+        if phase in ("plan", "remove"):
             return dict(self.plan)
         if phase == "apply":
             if isinstance(self.apply_answer, Exception):
@@ -101,7 +117,7 @@ class Host:
             mock.patch("ansible.plugins.action.ActionBase.run"),
             mock.patch.object(self.action, "_execute_module", self.execute),
             mock.patch.object(self.action, "_remove_tmp_path"),
-            mock.patch.object(firewall, "time", self.clock),
+            mock.patch.object(guarded_rules, "time", self.clock),
         ):
             return self.action.run(task_vars={"inventory_hostname": "slave1"})
 
@@ -158,7 +174,7 @@ def test_the_answer_to_apply_is_lost_but_the_rules_are_good() -> None:
 
     def lost(module_args: Answer, **kwargs: Any) -> Answer:
         answer = Host.execute(host, module_args, **kwargs)
-        if module_args["phase"] == "apply":
+        if module_args["step"] == "apply":
             raise AnsibleConnectionFailure("broken pipe")
         return answer
 
@@ -189,7 +205,7 @@ def test_refused_by_the_program() -> None:
         (lambda: Host({"failed": True, "msg": "no nft."}), ["plan"]),
         # Only files or units: no trial.
         (lambda: Host({"changed": True, "load": False}), ["plan", "apply"]),
-        (lambda: Host({"changed": True, "diff": {}}, state="absent"), ["plan"]),
+        (lambda: Host({"changed": True, "diff": {}}, state="absent"), ["remove"]),
     ],
 )
 def test_no_trial(host: Callable[[], Host], phases: list[str]) -> None:
@@ -199,7 +215,38 @@ def test_no_trial(host: Callable[[], Host], phases: list[str]) -> None:
     assert made.connection.opened == 1
 
 
-@pytest.mark.parametrize("internal", ["phase", "token", "earlier_connections"])
-def test_internal_options_are_refused(internal: str) -> None:
-    with pytest.raises(AnsibleActionFail, match=internal):
-        Host(**{internal: "x"}).run()
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"token": "x"},
+        {"phase": "apply"},
+        {"earlier_connections": []},
+        {"rules": None},
+        {"foreign_rules": "keep"},
+        {"rollback_after_s": "soon"},
+    ],
+)
+def test_wrong_options_are_refused_before_the_host_is_asked(wrong: Answer) -> None:
+    host = Host(**wrong)
+    with pytest.raises(AnsibleError, match=next(iter(wrong))):
+        host.run()
+    assert host.asked == []
+
+
+def test_the_host_gets_the_program_and_the_units() -> None:
+    host = Host({"changed": False, "load": False})
+    host.run()
+    paths = [file["path"] for file in host.arguments["files"]]
+    assert paths == [
+        "/usr/local/sbin/cellblock-firewall",
+        "/etc/systemd/system/cellblock-firewall.service",
+        "/etc/systemd/system/cellblock-firewall-guard.service",
+    ]
+    assert host.arguments["units"] == [path.rpartition("/")[2] for path in paths[1:]]
+    program = zlib.decompress(base64.b64decode(host.arguments["files"][0]["content"]))
+    # Whether a minimal set may take the rules' place follows from there being controllers.
+    assert b"minimal=True" in program
+    other = Host({"changed": False, "load": False}, controllers=None)
+    other.run()
+    program = zlib.decompress(base64.b64decode(other.arguments["files"][0]["content"]))
+    assert b"minimal=False" in program

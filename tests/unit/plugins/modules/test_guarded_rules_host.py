@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
-from ansible_collections.cellblock.fleet.plugins.modules import firewall
-from ansible_collections.cellblock.fleet.plugins.modules.firewall import (
-    Firewall,
-    FirewallError,
+from ansible_collections.cellblock.fleet.plugins.modules import _guarded_rules
+from ansible_collections.cellblock.fleet.plugins.modules._guarded_rules import (
+    Host,
+    HostError,
     check_controllers,
     ssh_connection,
 )
@@ -47,7 +50,7 @@ def test_controllers_that_hold_the_connection(controllers: list[str], connection
     ],
 )
 def test_controllers_that_do_not(controllers: list[str], connection: str, words: list[str]) -> None:
-    with pytest.raises(FirewallError) as refused:
+    with pytest.raises(HostError) as refused:
         check_controllers(controllers, connection)
     for word in words:
         assert word in str(refused.value)
@@ -83,7 +86,7 @@ LOADED = {
 }
 
 
-class Host:
+class FakeHost:
     """A host of answers to commands, with files below a temporary directory."""
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **params: Any) -> None:
@@ -96,31 +99,51 @@ class Host:
         self.check = (0, "", "")
         self.routes: list[dict[str, Any]] = []
         self.commands: list[list[str]] = []
-        monkeypatch.setattr(firewall, "PROGRAM", str(self.program))
-        monkeypatch.setattr(firewall, "CONFIRMED", str(self.confirmed))
-        monkeypatch.setattr(firewall, "ssh_connection", lambda: CONNECTION)
+        self.check_mode = False
+        self.warnings: list[str] = []
+        self.tables: list[str] = []
+        monkeypatch.setattr(_guarded_rules, "ssh_connection", lambda: CONNECTION)
         self.nft: str | None = "/usr/sbin/nft"
-        monkeypatch.setattr(firewall.shutil, "which", lambda *args, **kwargs: self.nft)
-        monkeypatch.setattr(firewall.os.path, "isdir", lambda path: True)
-        self.params = {
+        monkeypatch.setattr(_guarded_rules.shutil, "which", lambda *args, **kwargs: self.nft)
+        isdir = _guarded_rules.os.path.isdir
+        monkeypatch.setattr(
+            _guarded_rules.os.path,
+            "isdir",
+            lambda path: path == "/run/systemd/system" or isdir(path),
+        )
+        self.params: dict[str, Any] = {
+            "name": self.program.name,
+            "tables": ["inet cellblock"],
+            "path": str(self.confirmed),
+            "units": ["cellblock-firewall.service", "cellblock-firewall-guard.service"],
             "rules": RULES,
             "controllers": ["192.0.2.10"],
             "rollback_after_s": 30,
-            "files": [{"path": str(self.program), "content": "program", "mode": "0755"}],
+            "files": [
+                {
+                    "path": str(self.program),
+                    "content": base64.b64encode(zlib.compress(b"program")).decode(),
+                    "mode": "0755",
+                }
+            ],
             "token": "",
             "earlier_connections": [],
             **params,
         }
 
-    def firewall(self) -> Firewall:
-        module = mock.Mock(params=self.params)
+    def take(self, step: str) -> dict[str, Any]:
+        module = mock.Mock(params=self.params, check_mode=self.check_mode)
         module.run_command = self.run_command
-        return Firewall(module)
+        module.warn = self.warnings.append
+        answer: dict[str, Any] = getattr(Host(module), step)()
+        return answer
 
     def run_command(self, command: list[str], **_: Any) -> tuple[int, str, str]:
         self.commands.append(command)
         if command[0] == "systemctl":
             return 0, self.units.get(command[1], "") + "\n", ""
+        if command[0] == "nft":
+            return (0 if " ".join(command[-2:]) in self.tables else 1), "", ""
         if command[0] == "ip":
             return 0, json.dumps(self.routes), ""
         if command[1] == "status":
@@ -131,34 +154,34 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    found = Host(tmp_path, monkeypatch)
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
+    found = FakeHost(tmp_path, monkeypatch)
     found.confirmed.write_text(RULES, encoding="utf-8")
-    found.status["sha256"] = firewall.hashlib.sha256(RULES.encode()).hexdigest()
+    found.status["sha256"] = hashlib.sha256(RULES.encode()).hexdigest()
     return found
 
 
-def test_nothing_to_do(host: Host) -> None:
-    plan = host.firewall().plan()
+def test_nothing_to_do(host: FakeHost) -> None:
+    plan = host.take("plan")
     assert (plan["changed"], plan["load"], plan["diff"]) == (False, False, [])
     assert not any(command[1] == "check" for command in host.commands)
 
 
-def test_other_rules(host: Host) -> None:
+def test_other_rules(host: FakeHost) -> None:
     host.confirmed.write_text("table inet cellblock { chain a { } }\n", encoding="utf-8")
-    plan = host.firewall().plan()
+    plan = host.take("plan")
     assert plan["changed"] and plan["load"]
     assert plan["reasons"] == ["the rules differ"]
     assert plan["diff"][0]["after"] == RULES
     assert "chain a" in plan["diff"][0]["before"]
 
 
-def test_a_clean_host(host: Host) -> None:
+def test_a_clean_host(host: FakeHost) -> None:
     host.program.unlink()
     host.confirmed.unlink()
     host.status = {**LOADED, "state": "none", "sha256": None}
     host.units = {"is-enabled": "", "is-active": "inactive"}
-    plan = host.firewall().plan()
+    plan = host.take("plan")
     assert plan["changed"] and plan["load"]
     assert plan["reasons"][:2] == [f"{host.program} is absent", "there are no rules yet"]
     # A program is shown by its digest, the rules in full.
@@ -166,30 +189,83 @@ def test_a_clean_host(host: Host) -> None:
     assert not host.program.exists()
 
 
-def test_what_was_done_to_the_kernels_table_is_shown(host: Host) -> None:
+def test_a_clean_host_in_check_mode_still_lacks_nft(host: FakeHost) -> None:
+    """A package that the same run would have installed."""
+    host.program.unlink()
+    host.confirmed.unlink()
+    host.nft = None
+    host.check_mode = True
+    host.units = {"is-enabled": "", "is-active": "inactive"}
+    plan = host.take("plan")
+    assert plan["changed"] and plan["load"]
+    assert [diff["after"][:7] for diff in plan["diff"]] == ["sha256:", "table i"]
+    assert host.warnings == ["nft is still to be installed, so the rules were not checked."]
+    assert {command[0] for command in host.commands} == {"systemctl"}
+
+
+def test_rules_that_are_not_about_who_gets_in(host: FakeHost) -> None:
+    """No controllers: neither this connection nor routers are checked, and no ssh is kept."""
+    host.confirmed.write_text("other", encoding="utf-8")
+    host.params.update(controllers=None, token="a" * 32)
+    host.routes = [{"dst": "default", "gateway": "fe80::1"}]
+    assert host.take("plan")["load"]
+    host.take("apply")
+    command = next(command for command in host.commands if command[1] == "apply")
+    assert not any("--controllers" in part or "--ssh-port" in part for part in command)
+
+
+def test_removal_leaves_what_is_not_ours(host: FakeHost) -> None:
+    lifeline = host.confirmed.with_suffix(".json")
+    lifeline.write_text("{}", encoding="utf-8")
+    other = host.confirmed.with_name("other.nft")
+    other.write_text("x", encoding="utf-8")
+    host.tables = ["inet cellblock"]
+    host.check_mode = True
+    planned = host.take("remove")
+    assert planned["changed"] and host.program.exists()
+    assert "table inet cellblock is there" in planned["reasons"]
+    host.check_mode = False
+    assert host.take("remove")["changed"]
+    assert [str(host.program), "remove"] in host.commands
+    assert sorted(path.name for path in host.confirmed.parent.iterdir()) == ["other.nft"]
+    host.tables = []
+    host.units = {}
+    assert not host.take("remove")["changed"]
+
+
+def test_removal_without_the_program_deletes_each_of_its_tables(host: FakeHost) -> None:
+    host.program.unlink()
+    host.params["tables"] = ["netdev x", "inet x", "inet y"]
+    host.tables = ["netdev x", "inet x"]
+    host.take("remove")
+    deleted = [command[3:] for command in host.commands if command[:2] == ["nft", "delete"]]
+    assert deleted == [["netdev", "x"], ["inet", "x"]]
+
+
+def test_what_was_done_to_the_kernels_table_is_shown(host: FakeHost) -> None:
     host.status["added"] = [{"object": "chain input", "text": "accept"}]
     host.status["missing"] = [{"object": "chain input", "text": "drop"}]
-    plan = host.firewall().plan()
+    plan = host.take("plan")
     assert plan["load"]
     assert plan["diff"][0]["before"] == "chain input: accept\n"
     assert plan["diff"][0]["after"] == "chain input: drop\n"
 
 
-def test_a_guard_that_does_not_run(host: Host) -> None:
+def test_a_guard_that_does_not_run(host: FakeHost) -> None:
     host.units["is-active"] = "failed"
-    plan = host.firewall().plan()
+    plan = host.take("plan")
     assert plan["changed"] and not plan["load"]
     assert "cellblock-firewall-guard.service is failed, not active" in plan["reasons"]
 
 
-def test_files_without_new_rules_need_no_trial(host: Host) -> None:
+def test_files_without_new_rules_need_no_trial(host: FakeHost) -> None:
     host.program.write_text("older", encoding="utf-8")
-    plan = host.firewall().plan()
+    plan = host.take("plan")
     assert plan["changed"] and not plan["load"]
-    host.firewall().apply()
+    host.take("apply")
     assert host.program.read_text(encoding="utf-8") == "program"
     assert host.program.stat().st_mode & 0o777 == 0o755
-    assert ["systemctl", "restart", firewall.GUARD] in host.commands
+    assert ["systemctl", "restart", "cellblock-firewall-guard.service"] in host.commands
     assert not any(command[1] == "apply" for command in host.commands)
 
 
@@ -209,38 +285,38 @@ def test_files_without_new_rules_need_no_trial(host: Host) -> None:
         ({"status": {**LOADED, "pending": {"phase": "loaded", "seconds_left": 12.0}}}, ["12 s"]),
     ],
 )
-def test_refusals_change_nothing(host: Host, change: dict[str, Any], words: list[str]) -> None:
+def test_refusals_change_nothing(host: FakeHost, change: dict[str, Any], words: list[str]) -> None:
     host.confirmed.write_text("other", encoding="utf-8")
     for name, value in change.items():
         setattr(host, name, value)
-    with pytest.raises(FirewallError) as refused:
-        host.firewall().plan()
+    with pytest.raises(HostError) as refused:
+        host.take("plan")
     for word in words:
         assert word in str(refused.value)
     assert host.confirmed.read_text(encoding="utf-8") == "other"
     assert {command[1] for command in host.commands} <= {"status", "check", "-6"}
 
 
-def test_routers_that_the_rules_name_are_no_problem(host: Host) -> None:
+def test_routers_that_the_rules_name_are_no_problem(host: FakeHost) -> None:
     host.params["rules"] = "table inet cellblock { set ipv6_routers { fe80::1 } }\n"
     host.routes = [{"dst": "default", "gateway": "fe80::1"}]
-    assert host.firewall().plan()["load"]
+    assert host.take("plan")["load"]
 
 
-def test_a_confirmation_over_an_old_connection_is_refused(host: Host) -> None:
+def test_a_confirmation_over_an_old_connection_is_refused(host: FakeHost) -> None:
     host.params.update(token="a" * 32, earlier_connections=[CONNECTION])
-    with pytest.raises(FirewallError, match="older than the new rules"):
-        host.firewall().confirm()
+    with pytest.raises(HostError, match="older than the new rules"):
+        host.take("confirm")
     assert host.commands == []
     # The control: another port of the same controller.
     host.params["earlier_connections"] = [CONNECTION.replace("50000", "50001")]
-    host.firewall().confirm()
+    host.take("confirm")
     assert [str(host.program), "confirm", f"--token={'a' * 32}"] in host.commands
 
 
-def test_the_trial_knows_the_controllers_and_the_port_of_ssh(host: Host) -> None:
+def test_the_trial_knows_the_controllers_and_the_port_of_ssh(host: FakeHost) -> None:
     host.params.update(token="a" * 32)
-    host.firewall().apply()
+    host.take("apply")
     command = next(command for command in host.commands if command[1] == "apply")
     assert "--controllers=192.0.2.10/32" in command
     assert "--ssh-port=22" in command
