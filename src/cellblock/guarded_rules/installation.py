@@ -36,7 +36,7 @@ _SHEBANG = b"#!/usr/bin/python3 -I\n"
 
 
 # How long a guard may say nothing (it says so every `watch.ALIVE_S`) before systemd makes it anew.
-WATCHDOG_S = 1
+WATCHDOG_MS = 600
 
 
 class Units(NamedTuple):
@@ -153,7 +153,7 @@ ExecStart={instance.command} guard --foreign-rules={units.foreign_rules}
 Restart=always
 RestartSec=20ms
 # One that was stopped (SIGSTOP) is missed as soon as one that was killed.
-WatchdogSec={WATCHDOG_S}s
+WatchdogSec={WATCHDOG_MS}ms
 WatchdogSignal=SIGKILL
 # However busy the host is: a look takes some 0.05 s of a processor.
 CPUWeight=10000

@@ -29,9 +29,9 @@ OVERDUE_S = 2.0
 PAUSE_S = 0.1
 # While the table cannot be looked after.
 RETRY_S = 1.0
-# systemd ends a guard that it has not heard of for longer than that (WATCHDOG_S of `installation`): one that was
+# systemd ends a guard that it has not heard of for longer than that (WATCHDOG_MS of `installation`): one that was
 # stopped says nothing. One that hangs says so itself.
-ALIVE_S = 0.2
+ALIVE_S = 0.1
 HANGS_S = 30.0
 
 
