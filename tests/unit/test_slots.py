@@ -1015,3 +1015,20 @@ def test_connections_end_with_the_slot(
         assert ends == ["ConnectionResetError"] * 12
         for connection in opened:
             connection.close()
+
+
+def test_what_is_refused_is_refused_at_once(make_pool: MakePool) -> None:
+    """Also in a scan: by default the kernel sends 1,000 errors a second at most, and 50 at once."""
+    unanswered = 0
+    with slot(make_pool(), "cache") as taken, inside(taken.namespace):
+        for port in range(1, 1501):
+            with socket.socket() as connection:
+                connection.settimeout(0.02)
+                try:
+                    connection.connect((lab.INTERNET, port))
+                except TimeoutError:
+                    unanswered += 1
+                except OSError:
+                    pass
+    # A busy machine may be late now and then.
+    assert unanswered < 15

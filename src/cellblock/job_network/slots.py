@@ -72,6 +72,8 @@ _SYSCTLS_WITH_IPV6 = {
 _SYSCTLS = {
     "ipv4/ip_forward": "0",
     "ipv4/ping_group_range": "1 0",
+    # Refusals are ICMP errors, to the job itself and nobody else; without a limit each of them is told at once.
+    "ipv4/icmp_ratemask": "0",
     **{
         f"ipv4/conf/{name}/{key}": value
         for name in ("all", "default")
