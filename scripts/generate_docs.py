@@ -65,7 +65,7 @@ over it: its user namespace owns neither the interface nor the rules.
   once. From then on, TCP and UDP in both directions were seen within 3 % of it. What it drops on the way in
   has used the host's uplink, and costs no quota.
 - `network_connections` refuses and does not end the stage, whose verdict is `limit_exceeded` all the same.
-- A connection that is beyond it, or that the policy forbids, is refused at once (the
+- A connection that is beyond it, or that the policy forbids, is refused at once, of TCP over IPv6 after a second (the
   program sees EHOSTUNREACH or EPERM). One that was closed milliseconds ago may still count.
 """
 

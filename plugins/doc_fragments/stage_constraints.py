@@ -21,8 +21,8 @@ notes:
     stage together, user and system. Enforced by cgroup CPU accounting, read by the supervisor;
     RLIMIT_CPU behind it.
   - C(memory_bytes) in bytes, default 268435456, maximum 2147483648. Memory of all processes
-    together, page cache and scratch files included. Enforced by cgroup memory limit, swap
-    included.
+    together - their own, the kernel's for them, page cache, scratch. Enforced by cgroup memory
+    limit, swap included.
   - C(processes) in count, default 64, maximum 1024. Processes and threads at one time. Enforced
     by cgroup pids limit.
   - C(stack_bytes) in bytes, default 8388608, maximum 1073741824. Stack of the main thread of each

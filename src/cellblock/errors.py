@@ -98,6 +98,12 @@ class ServiceUnavailableError(CellblockError):
     code = "service_unavailable"
 
 
+class HostOverloadedError(CellblockError):
+    """A resource of the host's kernel was used up before anything was started; it may go by itself."""
+
+    code = "host_overloaded"
+
+
 class InternalError(CellblockError):
     """The sandbox failed; not caused by the job."""
 
@@ -120,6 +126,7 @@ _ALL: tuple[type[CellblockError], ...] = (
     *BAD_INPUT,
     HostSetupError,
     ServiceUnavailableError,
+    HostOverloadedError,
     InternalError,
 )
 _BY_CODE = {cls.code: cls for cls in _ALL}

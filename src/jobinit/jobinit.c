@@ -33,11 +33,14 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/capability.h>
+#include <linux/netlink.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -51,6 +54,8 @@
 #include "seccomp.h"
 
 enum { CONTROL_FD = 3, PROTOCOL_VERSION = 1, JOB_ID = 1000, MAX_RLIMITS = 16, MAX_STRINGS = 65536 };
+/* How many route sockets a job has at one time, and how much may lie in the queue of each. */
+enum { NETLINK_SOCKETS = 16, NETLINK_QUEUE_BYTES = 212992 };
 enum { TAG_FAILED = 0x4c494146, TAG_ENDED = 0x45444e45 }; /* "FAIL", "ENDE" */
 
 enum step {
@@ -203,6 +208,32 @@ static int become_job(void)
 	return 0;
 }
 
+/* Loads the filter and sends init its listener.  Returns 0 or an errno. */
+static int confine(int init)
+{
+	char text[] = "LISTENER";
+	struct iovec part = {.iov_base = text, .iov_len = sizeof text};
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control = {0};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes,
+				 .msg_controllen = sizeof control.bytes};
+	int listener, error = confine_job(&listener);
+
+	if (error || listener < 0)
+		return error;
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_RIGHTS;
+	header->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(header), &listener, sizeof(int));
+	if (sendmsg(init, &message, MSG_NOSIGNAL) < 0)
+		return errno;
+	close(listener);
+	return 0;
+}
+
 /* In the child.  `errors` is close-on-exec: its end-of-file tells init that the program runs. */
 static void run_program(const struct program *program, int errors)
 {
@@ -243,7 +274,7 @@ static void run_program(const struct program *program, int errors)
 		signal(number, SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	if ((error = confine_job())) {
+	if ((error = confine(errors))) {
 		report_failed(errors, STEP_CONFINE, error, 0);
 		die(103);
 	}
@@ -253,13 +284,35 @@ static void run_program(const struct program *program, int errors)
 	die(103);
 }
 
-/* Starts the program; returns its pid after it was executed, or reports the failure and exits. */
-static pid_t start(const struct program *program)
+/* The next message of the child, whose size is returned; `listener` is set if it came with it. */
+static ssize_t receive(int socket, void *text, size_t size, int *listener)
 {
-	int pipe_fds[2];
+	struct iovec part = {.iov_base = text, .iov_len = size};
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes,
+				 .msg_controllen = sizeof control.bytes};
+	ssize_t received;
+
+	do
+		received = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
+	while (received < 0 && errno == EINTR);
+	struct cmsghdr *header = received > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+	if (header && header->cmsg_type == SCM_RIGHTS)
+		memcpy(listener, CMSG_DATA(header), sizeof(int));
+	return received;
+}
+
+/* Starts the program; returns its pid after it was executed, or reports the failure and exits. */
+static pid_t start(const struct program *program, int *listener)
+{
+	int ends[2];
 	struct failed failure;
 
-	if (pipe2(pipe_fds, O_CLOEXEC) < 0) {
+	*listener = -1;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) {
 		report_failed(CONTROL_FD, STEP_FORK, errno, 0);
 		die(0);
 	}
@@ -269,22 +322,72 @@ static pid_t start(const struct program *program)
 		die(0);
 	}
 	if (child == 0)
-		run_program(program, pipe_fds[1]);
-	close(pipe_fds[1]);
+		run_program(program, ends[1]);
+	close(ends[1]);
 	for (int i = 0; i < 3; i++)
 		close(program->stdio[i]);
 
-	ssize_t size;
-	do
-		size = read(pipe_fds[0], &failure, sizeof failure);
-	while (size < 0 && errno == EINTR);
-	close(pipe_fds[0]);
+	ssize_t size = receive(ends[0], &failure, sizeof failure, listener);
+	if (size > 0 && *listener >= 0) /* that was the listener's */
+		size = receive(ends[0], &failure, sizeof failure, listener);
+	close(ends[0]);
 	if (size != 0) {
 		report(&failure, size > 0 ? (size_t)size : 1);
 		die(0);
 	}
 	report("BEGUN", 5);
 	return child;
+}
+
+/* How many netlink sockets are open in the jail's network.  /proc/net/netlink lists bound ones only. */
+static int count_netlink_sockets(void)
+{
+	static char text[16384];
+	size_t size = 0;
+	ssize_t part;
+	int count = NETLINK_SOCKETS, fd = open("/proc/self/net/protocols", O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return count;
+	while ((part = read(fd, text + size, sizeof text - 1 - size)) > 0)
+		size += (size_t)part;
+	close(fd);
+	text[size] = '\0';
+	const char *line = strstr(text, "\nNETLINK ");
+	if (line)
+		sscanf(line, "%*s %*d %d", &count); /* name, size of one, how many */
+	return count;
+}
+
+/*
+ * Answers a job's socket(AF_NETLINK, ..., NETLINK_ROUTE).  No cgroup is charged for what lies unread in such
+ * a socket, so there are few of them, all made here: none is under way while the others are counted.
+ */
+static void give_netlink_socket(int listener)
+{
+	struct seccomp_notif request;
+	int size = NETLINK_QUEUE_BYTES / 2; /* which the kernel doubles */
+
+	memset(&request, 0, sizeof request);
+	if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &request) < 0)
+		return; /* the caller was killed */
+	struct seccomp_notif_resp answer = {.id = request.id, .error = -ENOBUFS};
+	if (count_netlink_sockets() < NETLINK_SOCKETS) {
+		int type = (int)request.data.args[1];
+		int made = socket(AF_NETLINK, type | SOCK_CLOEXEC, NETLINK_ROUTE);
+		struct seccomp_notif_addfd gift = {.id = request.id, .srcfd = (unsigned)made,
+						   .newfd_flags = type & SOCK_CLOEXEC ? O_CLOEXEC : 0};
+		if (made < 0 || setsockopt(made, SOL_SOCKET, SO_RCVBUF, &size, sizeof size) < 0 ||
+		    (answer.val = ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, &gift)) < 0) {
+			answer.error = -errno;
+			answer.val = 0;
+		} else {
+			answer.error = 0;
+		}
+		if (made >= 0)
+			close(made);
+	}
+	ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &answer); /* fails if the caller was killed */
 }
 
 static void report_ended(int wait_status)
@@ -337,17 +440,24 @@ int main(int argc, char **argv)
 		die(0);
 	}
 
-	pid_t job = start(&program);
-	struct pollfd events[] = {{.fd = CONTROL_FD, .events = POLLIN}, {.fd = children, .events = POLLIN}};
+	int listener;
+	pid_t job = start(&program, &listener);
+	struct pollfd events[] = {{.fd = CONTROL_FD, .events = POLLIN},
+				  {.fd = children, .events = POLLIN},
+				  {.fd = listener, .events = POLLIN}};
 	for (;;) {
 		struct signalfd_siginfo discard[16];
 		pid_t reaped;
 		int status, over = 0;
 
-		if (poll(events, 2, -1) < 0 && errno != EINTR)
+		if (poll(events, 3, -1) < 0 && errno != EINTR)
 			die(104);
 		if (events[0].revents) /* KILL, or the supervisor is gone */
 			over = 1;
+		if (events[2].revents & POLLIN)
+			give_netlink_socket(listener);
+		else if (events[2].revents) /* nobody is left who could ask */
+			events[2].fd = -1;
 		while (read(children, discard, sizeof discard) > 0)
 			;
 		while ((reaped = waitpid(-1, &status, WNOHANG)) > 0)

@@ -224,11 +224,21 @@ def test_siblings_do_not_meet(make_pool: MakePool) -> None:
             assert reach(one.namespace, lab.DATABASE, 5432) == "hello"  # without the filter
 
 
-def test_no_ipv6(make_pool: MakePool) -> None:
-    with slot(make_pool(), "internet") as taken, inside(taken.namespace):
-        assert Path("/proc/thread-self/net/if_inet6").read_text() == ""
+def test_no_ipv6_but_on_the_loopback(make_pool: MakePool) -> None:
+    """`::1` is what a program finds without a network, too."""
+    pool = make_pool()
+    assert "::1\tlocalhost cellblock\n" in access(pool, "cache").hosts
+    with slot(pool, "internet") as taken, inside(taken.namespace):
+        (only,) = Path("/proc/thread-self/net/if_inet6").read_text().splitlines()
+        assert only.split()[0] == f"{1:032x}" and only.split()[-1] == "lo"
+        with (
+            socket.create_server(("::1", 0), family=socket.AF_INET6) as server,
+            socket.create_connection(server.getsockname()[:2], 5) as client,
+        ):
+            client.sendall(b"x")
+            assert server.accept()[0].recv(1) == b"x"
         index = socket.if_nametoindex(INTERFACE)
-        for address in ("fe80::1", "ff02::1", "::1", "2001:db8::1"):
+        for address in ("fe80::1", "ff02::1", "2001:db8::1"):
             sender = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
             with sender, pytest.raises(OSError):
                 sender.sendto(b"x", (address, 80, 0, index))
@@ -581,6 +591,26 @@ def test_a_parent_that_is_missing_and_comes_back(make_pool: MakePool, segment: l
     segment.ip(segment.slave, "link delete absent0")  # and with it the clones in the slots
     with pytest.raises(HostSetupError, match="absent0"), slot(pool, "cache"):
         pass
+
+
+def test_a_parent_that_somebody_deletes_is_made_again(
+    make_pool: MakePool, segment: lab.Segment
+) -> None:
+    pool = make_pool(ready=False, parent="parent0", link=lab.PARENT)
+    try:
+        assert pool.wait_until_ready(10)
+        segment.ip(segment.slave, "link delete parent0")
+        # More than there are: each is made anew after its use.
+        for _ in range(6):
+            with slot(pool, "cache") as taken:
+                assert reach(taken.namespace, lab.CACHE, 3142) == "hello"
+        assert pool.wait_until_ready(10)
+        made = segment.ip(segment.slave, "-d link show dev parent0")
+        assert "macvlan mode private" in made and ",UP" in made
+        with inside(segment.slave):
+            assert Path("/proc/sys/net/ipv6/conf/parent0/disable_ipv6").read_text() == "1\n"
+    finally:
+        segment.ip(segment.slave, "link delete parent0")
 
 
 def test_slots_over_routed_pairs(make_pool: MakePool, segment: lab.Segment) -> None:
@@ -985,3 +1015,20 @@ def test_connections_end_with_the_slot(
         assert ends == ["ConnectionResetError"] * 12
         for connection in opened:
             connection.close()
+
+
+def test_what_is_refused_is_refused_at_once(make_pool: MakePool) -> None:
+    """Also in a scan: by default the kernel sends 1,000 errors a second at most, and 50 at once."""
+    unanswered = 0
+    with slot(make_pool(), "cache") as taken, inside(taken.namespace):
+        for port in range(1, 1501):
+            with socket.socket() as connection:
+                connection.settimeout(0.02)
+                try:
+                    connection.connect((lab.INTERNET, port))
+                except TimeoutError:
+                    unanswered += 1
+                except OSError:
+                    pass
+    # A busy machine may be late now and then.
+    assert unanswered < 15

@@ -313,7 +313,9 @@ class _GroupV1(Group):
             cpu_us=total,
             cpu_user_us=user,
             cpu_system_us=total - user,
-            memory_peak_bytes=_number(self._dirs["memory"] / "memory.max_usage_in_bytes"),
+            # The peak of both accounts; they need not have been at it together.
+            memory_peak_bytes=_number(self._dirs["memory"] / "memory.max_usage_in_bytes")
+            + _number(self._dirs["memory"] / "memory.kmem.tcp.max_usage_in_bytes"),
             memory_cache_bytes=_flat_keyed(self._dirs["memory"] / "memory.stat")["cache"],
             processes_peak=_number(peak) if peak.exists() else None,
             oom_kills=_flat_keyed(self._dirs["memory"] / "memory.oom_control")["oom_kill"],

@@ -22,7 +22,7 @@ from ..errors import HostSetupError, InternalError, InvalidJobError
 from .job import JobFile
 from .result import CollectedFile
 
-_MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND = 2, 4, 32, 4096
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 8, 32, 4096
 _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -270,19 +270,18 @@ def sweep(jobs_dir: Path) -> int:
 
 
 def make_dev(directory: Path) -> Path:
-    """A minimal /dev for all jails: the harmless devices, bound from the host's."""
+    """A minimal /dev for all jails: the harmless devices, bound from the host's.
+
+    Each is a read-only mount: one around them would leave their times to the jobs, and so a job something
+    for the next one to read. It keeps nobody from writing to the devices.
+    """
     directory.mkdir(mode=0o755, exist_ok=True)
     for name in _DEVICES:
         source, target = Path("/dev") / name, directory / name
-        if target.exists() and stat.S_ISCHR(target.stat().st_mode):
-            continue
-        target.touch()
-        if _libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None) < 0:
-            raise HostSetupError(
-                str(target),
-                f"cannot be bound: {os.strerror(ctypes.get_errno())}",
-                "the service needs CAP_SYS_ADMIN in its mount namespace",
-            )
+        if not (target.exists() and stat.S_ISCHR(target.stat().st_mode)):
+            target.touch()
+            _bind(source, target, _MS_BIND)
+        _bind(source, target, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NOEXEC)
     links = {
         "fd": "/proc/self/fd",
         "stdin": "/proc/self/fd/0",
@@ -294,6 +293,15 @@ def make_dev(directory: Path) -> Path:
         with contextlib.suppress(FileExistsError):
             (directory / name).symlink_to(target_path)
     return directory
+
+
+def _bind(source: Path, target: Path, flags: int) -> None:
+    if _libc.mount(os.fsencode(source), os.fsencode(target), None, flags, None) < 0:
+        raise HostSetupError(
+            str(target),
+            f"cannot be bound: {os.strerror(ctypes.get_errno())}",
+            "the service needs CAP_SYS_ADMIN in its mount namespace",
+        )
 
 
 def _options(size_bytes: int, max_files: int) -> str:

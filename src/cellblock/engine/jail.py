@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InternalError
+from ..errors import HostOverloadedError, InternalError
 from ..linux.netlink import inside
 from .host import BoundMount, JobUids
 from .limits import StageConstraints
@@ -28,6 +28,8 @@ PROTOCOL_VERSION = 1
 JOB_ID = 1000
 """uid and gid of the job inside the jail, as in jobinit.c."""
 START_TIMEOUT_S = 20.0
+MAX_QUEUED_SIGNALS = 1024
+"""Signals with a queue, and POSIX timers, of all processes of a job together."""
 
 _CREDENTIALS = struct.Struct("iII")
 _FAILED = struct.Struct("=IIiI")
@@ -43,7 +45,9 @@ _STEPS = {
     7: "executing",
     8: "loading the system call filter",
 }
-_STEP_RLIMIT, _STEP_CHDIR, _STEP_EXEC = 4, 5, 7
+_STEP_RLIMIT, _STEP_CHDIR, _STEP_EXEC, _STEP_CONFINE = 4, 5, 7, 8
+_ENOTSUPP = 524
+"""The kernel's, not in errno(3): here, that its memory for compiled BPF programs is used up."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,10 @@ class Jail:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def event(self) -> Event:
-        """The next message from jobinit; blocks until there is one."""
+        """The next message from jobinit; blocks until there is one.
+
+        Raises :class:`HostOverloadedError` when the host could not start the program now.
+        """
         try:
             message = self._socket.recv(4096)
         except ConnectionResetError:
@@ -192,6 +199,12 @@ class Jail:
             return Ended(*fields)
         if len(message) == _FAILED.size:
             tag, step, error, detail = _FAILED.unpack(message)
+            if (tag, step, error) == (_TAG_FAILED, _STEP_CONFINE, _ENOTSUPP):
+                raise HostOverloadedError(
+                    "jail",
+                    f"{_STEPS[step]}: the kernel's memory for compiled filters is used up",
+                    "see what holds it on the host (net.core.bpf_jit_limit), and run the job again",
+                )
             if tag == _TAG_FAILED:
                 return _failed(step, error, detail)
         raise InternalError("jail", "jobinit sent something unknown", "reinstall the engine")
@@ -344,6 +357,8 @@ def _rlimits(constraints: StageConstraints) -> list[tuple[int, int, int]]:
         (resource.RLIMIT_CORE, 0, 0),
         (resource.RLIMIT_MEMLOCK, 65_536, 65_536),
         (resource.RLIMIT_MSGQUEUE, 0, 0),
+        # What is queued counts for the owner of the user namespace too, which is the host's root.
+        (resource.RLIMIT_SIGPENDING, MAX_QUEUED_SIGNALS, MAX_QUEUED_SIGNALS),
         (resource.RLIMIT_NICE, 0, 0),
         (resource.RLIMIT_RTPRIO, 0, 0),
     ]

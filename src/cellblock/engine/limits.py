@@ -87,7 +87,7 @@ class StageConstraints:
         minimum=4 * MIB,
         enforced_by="cgroup memory limit, swap included",
         evidence="OOM kills counted by the cgroup",
-        help="Memory of all processes together, page cache and scratch files included.",
+        help="Memory of all processes together: their own, the kernel's for them, page cache, scratch.",
     )
     processes: Count = _limit(
         64,

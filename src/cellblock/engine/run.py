@@ -9,7 +9,12 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from ..errors import CellblockError, InternalError, UnsupportedNetworkError
+from ..errors import (
+    CellblockError,
+    HostOverloadedError,
+    InternalError,
+    UnsupportedNetworkError,
+)
 from ..job_network.access import Access
 from ..job_network.policy import NetworkPolicy
 from ..job_network.slots import JobNetwork, Slot
@@ -21,6 +26,9 @@ from .jail import Jail, JailSpec
 from .job import Job, Stage
 from .result import CollectedFile, JobResult, StageResult, Verdict, Violation, milliseconds
 from .stage import StageRun
+
+_OVERLOAD_PATIENCE_S, _OVERLOAD_PAUSE_S = 5.0, 0.1
+"""How long a stage that the host has no room to start is tried again, and how often."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +191,19 @@ class Engine:
         return tuple(results), collected
 
     def _run_stage(self, run: _Run, stage: Stage, scratch: files.Scratch) -> StageResult:
+        """The stage's record; tried again for a while when the host has no room to start it."""
+        deadline = time.monotonic() + _OVERLOAD_PATIENCE_S
+        while True:
+            try:
+                return self._try_stage(run, stage, scratch)
+            except HostOverloadedError as problem:
+                if time.monotonic() >= deadline or run.cancelled():
+                    return StageResult(
+                        stage.name, Verdict.INTERNAL_ERROR, stage.constraints, reason=str(problem)
+                    )
+                time.sleep(_OVERLOAD_PAUSE_S)
+
+    def _try_stage(self, run: _Run, stage: Stage, scratch: files.Scratch) -> StageResult:
         try:
             scratch.resize(stage.constraints.scratch_bytes, stage.constraints.scratch_files)
             group = self._hierarchy.create(
@@ -202,6 +223,8 @@ class Engine:
                     return StageRun(stage, default_path, jail, group, slot, run.cancelled).run()
             finally:
                 group.remove()
+        except HostOverloadedError:
+            raise
         except CellblockError as problem:
             # The job's other stages still have their records.
             return StageResult(

@@ -75,7 +75,7 @@ class Access:
         return cls(
             policy=policy,
             rules=rules,
-            hosts=_hosts_file(config.names, config),
+            hosts=_hosts_file(config.names),
             resolv_conf=_resolv_conf(config.resolvers if internet else ()),
         )
 
@@ -116,7 +116,7 @@ class Access:
         return cls(
             policy=NetworkPolicy.ALLOW,
             rules=EgressRules(services=(), internet=tuple(rules)),
-            hosts=_hosts_file(pinned, config),
+            hosts=_hosts_file(pinned),
             resolv_conf=_resolv_conf(()),
         )
 
@@ -194,9 +194,9 @@ def _resolve(
         _lookups.release()
 
 
-def _hosts_file(pinned: Mapping[str, Sequence[Address]], config: NetworkConfig) -> str:
+def _hosts_file(pinned: Mapping[str, Sequence[Address]]) -> str:
     lines = ["127.0.0.1\tlocalhost cellblock"]
-    lines += [] if config.ipv6 is None else ["::1\tlocalhost cellblock"]
+    lines.append("::1\tlocalhost cellblock")
     lines += [f"{address}\t{name}" for name, addresses in pinned.items() for address in addresses]
     return "".join(f"{line}\n" for line in lines)
 

@@ -133,6 +133,7 @@ def decide(wishes: Wishes, seen: HostNetwork) -> Decision:
             gateway=parent.gateway,
             ipv6_prefix_length=ip_interface(parent.cidr_ipv6).network.prefixlen if prefix else None,
             ipv6_gateway=parent.gateway_ipv6 if prefix else None,
+            link=parent.name,
         )
         section = compose_section(declared, slots, end)
     else:

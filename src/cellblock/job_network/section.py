@@ -71,6 +71,8 @@ class NetworkConfig:
     guard_tables: tuple[tuple[str, str], ...]
     ipv6: IPv6Config | None
     """None: slots have no IPv6."""
+    link: str = ""
+    """Mode macvlan: the interface that ``parent`` is made of, and is made of again when it is gone; empty: it is not."""
 
     @classmethod
     def parse(cls, data: object, where: str) -> NetworkConfig:
@@ -127,6 +129,8 @@ class SegmentEnd:
     gateway: str
     ipv6_prefix_length: int | None = None
     ipv6_gateway: str | None = None
+    link: str | None = None
+    """The interface that the parent is made of."""
 
 
 def compose_section(
@@ -163,6 +167,7 @@ def compose_section(
             "parent": end.parent,
             "prefix_length": end.prefix_length,
             "gateway": end.gateway,
+            **({"link": end.link} if end.link else {}),
         }
         # The only hooks of the host that see frames of clones.
         section["guard"]["tables"][1] = ["netdev", GUARD_TABLE]
@@ -188,9 +193,11 @@ def _parse(data: object, where: str) -> NetworkConfig:
         {
             **dict.fromkeys(on_segment if routed else ()),
             **{"resolvers": [], "names": {}, "denied": [], "guard": {"tables": []}, "ipv6": None},
+            **({} if routed else {"link": None}),
         },
     )
     ipv6 = fields["ipv6"].or_none()
+    link = None if routed else fields["link"].or_none()
     config = NetworkConfig(
         mode=mode,
         parent=""
@@ -209,6 +216,9 @@ def _parse(data: object, where: str) -> NetworkConfig:
             _table(entry) for entry in fields["guard"].fields(("tables",))["tables"].list()
         ),
         ipv6=None if ipv6 is None else _ipv6(ipv6, routed),
+        link=""
+        if link is None
+        else link.matching(_INTERFACE_NAME, "the name of an interface of this host"),
     )
     _check_addresses(config, fields)
     if NetworkPolicy.INTERNET in config.policies and not config.resolvers:

@@ -25,7 +25,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from ..errors import Cancelled, HostSetupError
-from ..linux.netlink import Netlink, NetlinkError, inside, new_namespace
+from ..linux.netlink import Link, Netlink, NetlinkError, inside, new_namespace
 from ..linux.nft import Nft, NftError
 from .access import Access
 from .ending import end_connections
@@ -49,7 +49,12 @@ _ADDRESS_BUSY_S = 10.0
 _log = logging.getLogger("cellblock")
 
 # Before there is an interface, so that none ever has an address of its own making.
-_SYSCTLS_WITHOUT_IPV6 = {f"ipv6/conf/{name}/disable_ipv6": "1" for name in ("all", "default", "lo")}
+# On the loopback programs find both versions of IP, as with no network at all; `all` comes first, since it sets
+# every one.
+_SYSCTLS_WITHOUT_IPV6 = {
+    f"ipv6/conf/{name}/disable_ipv6": value
+    for name, value in (("all", "1"), ("default", "1"), ("lo", "0"))
+}
 # One address, which we give it; no link-local one, and nothing that a router says.
 _SYSCTLS_WITH_IPV6 = {
     f"ipv6/conf/{name}/{key}": value
@@ -67,6 +72,8 @@ _SYSCTLS_WITH_IPV6 = {
 _SYSCTLS = {
     "ipv4/ip_forward": "0",
     "ipv4/ping_group_range": "1 0",
+    # Refusals are ICMP errors, to the job itself and nobody else; without a limit each of them is told at once.
+    "ipv4/icmp_ratemask": "0",
     **{
         f"ipv4/conf/{name}/{key}": value
         for name in ("all", "default")
@@ -228,7 +235,7 @@ class Slot:
     def _connect(self, config: NetworkConfig, host: Netlink) -> None:
         mac = bytes.fromhex(config.mac(self.index).replace(":", ""))
         if config.mode is Mode.MACVLAN:
-            parent = host.link(config.parent)
+            parent = host.link(config.parent) or _make_parent(config, host)
             if parent is None:
                 raise HostSetupError(
                     f"interface {config.parent}",
@@ -539,6 +546,21 @@ def _set_up(netlink: Netlink, name: str) -> int:
         raise NetlinkError(errno.ENODEV, f"{name} is missing")
     netlink.set_up(link.index)
     return link.index
+
+
+def _make_parent(config: NetworkConfig, host: Netlink) -> Link | None:
+    """The interface that slots are cloned from, made again as the role makes it (`provision.py`): somebody has
+    deleted it, and who made it at boot does not notice. None where what it is made of is missing, too."""
+    link = host.link(config.link) if config.link else None
+    if link is None:
+        return None
+    with contextlib.suppress(FileExistsError, NetlinkError):  # another keeper was faster
+        host.add_macvlan(link.index, config.parent)
+        _log.warning("interface %s was missing; it is made of %s again", config.parent, config.link)
+    with contextlib.suppress(FileNotFoundError):
+        _write_sysctls({f"ipv6/conf/{config.parent}/disable_ipv6": "1"})
+    _set_up(host, config.parent)
+    return host.link(config.parent)
 
 
 def _retry_while_busy(act: Callable[[], None]) -> None:

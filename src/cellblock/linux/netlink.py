@@ -128,8 +128,11 @@ class Netlink:
         body = _LINK.pack(0, 0, 0, 0, 0)
         return [_parse_link(part) for part in self._ask(_GETLINK, _REQUEST | _DUMP, body)]
 
-    def add_macvlan(self, parent: int, name: str, mac: bytes, namespace: int) -> None:
-        """A clone of ``parent`` in private mode (clones do not hear each other) in ``namespace``."""
+    def add_macvlan(
+        self, parent: int, name: str, mac: bytes | None = None, namespace: int | None = None
+    ) -> None:
+        """A clone of ``parent`` in private mode (clones do not hear each other) in ``namespace``, or here; with
+        an address of the kernel's choice where there is no ``mac``."""
         mode = attribute(_MACVLAN_MODE, struct.pack("=I", _MODE_PRIVATE))
         self._do(
             _NEWLINK,
@@ -137,8 +140,12 @@ class Netlink:
             _LINK.pack(0, 0, 0, 0, 0)
             + attribute(_IFLA_IFNAME, _text(name))
             + attribute(_IFLA_LINK, struct.pack("=i", parent))
-            + attribute(_IFLA_ADDRESS, mac)
-            + attribute(_IFLA_NET_NS_FD, struct.pack("=I", namespace))
+            + (b"" if mac is None else attribute(_IFLA_ADDRESS, mac))
+            + (
+                b""
+                if namespace is None
+                else attribute(_IFLA_NET_NS_FD, struct.pack("=I", namespace))
+            )
             + _kind("macvlan", mode),
         )
 
