@@ -16,11 +16,16 @@ from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.engine.j
 from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.engine.job_parser import (
     parse_job,
 )
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.engine.limits import (
+    parse_maxima,
+)
 from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.errors import (
     CellblockError,
+    HostSetupError,
     InvalidJobError,
 )
 from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.fleet import records
+from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.validate import Value
 
 
 def read_jobs(paths: str | Sequence[str]) -> list[dict[str, Any]]:
@@ -86,12 +91,22 @@ def result_table(done: Sequence[Mapping[str, Any]]) -> str:
     return f"{table.render(done)}\n\n{table.render_output(done)}".strip()
 
 
+def maxima_problem(maxima: Any) -> str:
+    """Why the engine would not start with these `worker_slave_maxima`; empty when it would."""
+    try:
+        parse_maxima(Value(maxima, "worker_slave_maxima", HostSetupError))
+    except HostSetupError as problem:
+        return str(problem)
+    return ""
+
+
 class FilterModule:
     """The filters by the names that playbooks use."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "read_jobs": read_jobs,
+            "maxima_problem": maxima_problem,
             "refusals": refusals,
             "collect_records": collect_records,
             "share_jobs": share_jobs,

@@ -258,6 +258,8 @@ rm -f "$1"/etc/hostname "$1"/etc/resolv.conf "$1"/etc/machine-id "$1"/var/lib/db
 mkdir -p "$1"/var/cache "$1"/var/log "$1"/work "$1"/tmp "$1"/mnt "$1"/proc "$1"/dev
 chmod 0755 "$1" "$1"/work
 chmod 1777 "$1"/tmp
+# A user of the host could leave something there for jobs to read.
+find "$1" -xdev -type d -perm -0002 ! -path "$1"/tmp -exec chmod 0755 {} +
 grep -q '^job:' "$1"/etc/passwd || echo 'job:x:1000:1000::/work:/bin/sh' >> "$1"/etc/passwd
 grep -q '^job:' "$1"/etc/group || echo 'job:x:1000:' >> "$1"/etc/group
 printf '127.0.0.1\tlocalhost\n::1\tlocalhost\n' > "$1"/etc/hosts

@@ -198,9 +198,26 @@ def test_less_memory_than_default_scratch_lowers_the_scratch() -> None:
 def test_all_limits_above_their_maximum_are_listed() -> None:
     constraints = StageConstraints.parse({"cpu_time_ms": "1000s", "processes": 5000}, "x")
     with pytest.raises(LimitAboveMaximumError) as caught:
-        constraints.refuse_above(DEFAULT_MAXIMA, "stages[0].constraints")
+        constraints.within(DEFAULT_MAXIMA, ("cpu_time_ms", "processes"), "stages[0].constraints")
     assert "cpu_time_ms is 1000000, the maximum is 120000 milliseconds" in str(caught.value)
     assert "processes is 5000" in str(caught.value)
+
+
+def test_defaults_follow_the_maxima_of_a_host() -> None:
+    maxima = {**DEFAULT_MAXIMA, "memory_bytes": 32 * 2**20, "processes": 8}
+    constraints = StageConstraints().within(maxima, (), "x")
+    assert (constraints.memory_bytes, constraints.processes) == (32 * 2**20, 8)
+    # It counts in the memory.
+    assert constraints.scratch_bytes == min(32 * 2**20, StageConstraints().scratch_bytes)
+    assert constraints.cpu_time_ms == StageConstraints().cpu_time_ms
+    # What a job chose stays, or is refused, also where it is the default's value.
+    with pytest.raises(LimitAboveMaximumError, match="memory_bytes is"):
+        StageConstraints().within(maxima, ("memory_bytes",), "x")
+
+
+def test_the_parser_notes_which_limits_a_job_chose() -> None:
+    job = parse_job(stage(constraints={"wall_time_ms": "1s"}))
+    assert job.stages[0].chosen == {"wall_time_ms"}
 
 
 def test_maxima_of_a_host_override_the_defaults() -> None:

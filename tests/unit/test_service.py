@@ -321,6 +321,40 @@ def test_no_service(tmp_path: Path) -> None:
         list(client.run([("one", job("good"))], tmp_path / "none"))
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "WATCH_INTERVAL_S", 0.1)
+    monkeypatch.setattr(client, "WATCH_PATIENCE_S", 1.0)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_service_that_never_starts_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """systemd holds its socket, so connecting works."""
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(16)
+        started = time.monotonic()
+        with pytest.raises(ServiceUnavailableError, match="answers nobody"):
+            client.environments(path)
+        (outcome,) = client.run([("one", job("good"))], path)
+        assert isinstance(outcome, ServiceUnavailableError)
+        # More than the socket takes: the client waits while it sends.
+        files = {"big": {"text": "x" * 2**21}}
+        with pytest.raises(ServiceUnavailableError, match="does not answer"):
+            client.check([("one", job("good", files=files))], path)
+        assert time.monotonic() - started < 15
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_waits_for_a_service_that_answers_goes_on_waiting(engine: FakeEngine) -> None:
+    outcomes = client.run([("wait", job("wait"))])
+    waiting = threading.Thread(target=lambda: next(outcomes, None), daemon=True)
+    waiting.start()
+    assert not engine.ended.wait(2)  # twenty times the interval, twice the patience
+    assert waiting.is_alive()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -107,6 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     slot.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
     slot.set_defaults(function=_slot)
 
+    config = commands.add_parser(
+        "check-config", help="say whether the service would start with a configuration"
+    )
+    config.add_argument("config", type=Path, metavar="FILE", help="what would be engine.json")
+    config.set_defaults(function=_check_config)
+
     service = commands.add_parser("serve", help="the supervisor; started by systemd")
     service.add_argument("--config", type=Path, metavar="FILE", help="the host's configuration")
     service.set_defaults(function=_serve)
@@ -156,6 +162,13 @@ def _show_progress(done: int, total: int) -> None:
     end = "\n" if done == total else ""
     bar = "#" * filled + "." * (width - filled)
     print(f"\r[{bar}] {done}/{total} jobs", end=end, file=sys.stderr, flush=True)
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    from .host import Host
+
+    Host.load(options.config)
+    return EXIT_OK
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -19,6 +19,11 @@ from . import protocol
 
 DEFAULT_SOCKET = Path("/run/cellblock/cellblock.socket")
 
+WATCH_INTERVAL_S = 10.0
+"""How often a client that waits asks whether the service still answers anybody."""
+WATCH_PATIENCE_S = 20.0
+"""How long the service may take for that, with thousands of others waiting."""
+
 NamedJob = tuple[str, Any]
 """What errors call a job, and its data (with contents in base64, see ``job_file.as_request``)."""
 Answer = dict[str, Any]
@@ -193,13 +198,43 @@ def _connected(line: bytes, socket_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
         with _reachable(socket_path):
             connection.connect(str(socket_path))
-            connection.sendall(line)
+        over = threading.Event()
+        threading.Thread(target=_watch, args=(connection, socket_path, over), daemon=True).start()
         try:
+            with _reachable(socket_path):
+                connection.sendall(line)
             yield connection
         finally:
+            over.set()
             # A thread that still reads from it would keep it open.
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+
+def _watch(connection: socket.socket, socket_path: Path, over: threading.Event) -> None:
+    """Ends ``connection`` when the service answers nobody: systemd holds the socket, so whoever connects to a
+    service that does not start would wait for ever.
+    """
+    while not over.wait(WATCH_INTERVAL_S):
+        if not _answers(socket_path):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            return
+
+
+def _answers(socket_path: Path) -> bool:
+    """Whether the service says anything at all; that it has too many connections is an answer, too."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as other:
+        other.settimeout(WATCH_PATIENCE_S)
+        try:
+            other.connect(str(socket_path))
+            other.sendall(_line({"version": protocol.VERSION, "op": "environments"}))
+            other.recv(1)
+        except ConnectionError:
+            return socket_path.exists()  # it was stopped just now, and so was what waits for it
+        except OSError:
+            return False
+        return True
 
 
 @contextlib.contextmanager
@@ -224,7 +259,7 @@ def _answer(line: bytes, socket_path: Path) -> Answer:
     if not line.endswith(b"\n"):
         raise ServiceUnavailableError(
             str(socket_path),
-            "closed the connection without an answer: the service was stopped",
+            "closed the connection without an answer: the service was stopped, or answers nobody",
             "run the job again, and see journalctl -u cellblock",
         )
     answer: Answer = json.loads(line)

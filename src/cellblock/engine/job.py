@@ -36,6 +36,8 @@ class Stage:
     environment_variables: Mapping[str, str] = field(default_factory=dict)
     working_directory: str = "."
     constraints: StageConstraints = field(default_factory=StageConstraints)
+    chosen: frozenset[str] = frozenset()
+    """The limits that the job names; the others are defaults, which follow a host's maxima."""
     run_always: bool = False
     network: NetworkPolicy = NetworkPolicy.NONE
     network_allow: tuple[Destination, ...] = ()

@@ -107,6 +107,7 @@ def parse_stage(value: Value) -> Stage:
         environment_variables=variables,
         working_directory="." if directory.raw == "." else _relative_path(directory),
         constraints=StageConstraints.of(fields["constraints"]),
+        chosen=frozenset(fields["constraints"].entries()),
         run_always=fields["run_always"].boolean(),
         network=network,
         network_allow=_network_allow(fields["network_allow"], network),

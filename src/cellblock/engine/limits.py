@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
@@ -216,8 +216,25 @@ class StageConstraints:
             )
         return cls(**values)
 
-    def refuse_above(self, maxima: Mapping[str, int | float], where: str) -> None:
-        """Raises :class:`LimitAboveMaximumError` naming every field above the host's maximum."""
+    def within(
+        self, maxima: Mapping[str, int | float], chosen: Collection[str], where: str
+    ) -> StageConstraints:
+        """What the stage gets on a host with these ``maxima``: a default above its maximum follows it.
+
+        Raises :class:`LimitAboveMaximumError` naming every limit of those that the job chose and that is above.
+        """
+        lowered: dict[str, Any] = {
+            name: maxima[name]
+            for name in LIMITS
+            if name not in chosen and getattr(self, name) > maxima[name]
+        }
+        fitting = dataclasses.replace(self, **lowered)
+        if "scratch_bytes" not in chosen and fitting.scratch_bytes > fitting.memory_bytes:
+            fitting = dataclasses.replace(fitting, scratch_bytes=fitting.memory_bytes)
+        fitting._refuse_above(maxima, where)
+        return fitting
+
+    def _refuse_above(self, maxima: Mapping[str, int | float], where: str) -> None:
         above = [
             f"{name} is {getattr(self, name)}, the maximum is {maxima[name]} {LIMITS[name].unit}"
             for name in LIMITS

@@ -97,12 +97,17 @@ class Engine:
         ``errors.BAD_INPUT`` where this host would not run it.
         """
         accesses: dict[str, Access] = {}
+        stages: list[Stage] = []
         for index, stage in enumerate(job.stages):
             where = f"stages[{index}]"
-            stage.constraints.refuse_above(self.host.maxima, f"{where}.constraints")
+            constraints = stage.constraints.within(
+                self.host.maxima, stage.chosen, f"{where}.constraints"
+            )
+            stages.append(replace(stage, constraints=constraints))
             access = self._access_of(stage, where)
             if access is not None:
                 accesses[stage.name] = access
+        job = replace(job, stages=tuple(stages))
         self._admission.refuse_impossible(job)
         environment = self.host.environment(job.environment)
         mounts = self.host.bind((*environment.mounts, *job.mounts))
@@ -146,7 +151,8 @@ class Engine:
     @contextlib.contextmanager
     def hold_slot(self, stage: Stage, cancelled: Callable[[], bool]) -> Iterator[Slot]:
         """A network slot with the policy of ``stage`` and nothing in it, for operators."""
-        stage.constraints.refuse_above(self.host.maxima, "constraints")
+        constraints = stage.constraints.within(self.host.maxima, stage.chosen, "constraints")
+        stage = replace(stage, constraints=constraints)
         access = self._access_of(stage, "slot")
         if access is None or self._network is None:
             raise UnsupportedNetworkError(
