@@ -28,8 +28,8 @@ LIMITS_HEAD = """\
 
 Every stage has all of these limits. An integer is in the unit of the name; text must name its unit:
 `B kB MB GB KiB MiB GiB`, `ms s min`. A host's maxima can be changed with `worker_slave_maxima`; a job
-that asks for more is refused before it starts, with each field and its maximum. The record of a stage
-has the limits as they were applied.
+that asks for more is refused before it starts, with each field and its maximum, and a default above its
+maximum follows it. The record of a stage has the limits as they were applied.
 
 | limit | unit | default | minimum | maximum | enforced by | evidence of a violation |
 |---|---|---|---|---|---|---|

@@ -113,3 +113,22 @@ def test_who_may_submit(host: Any, submit: Callable[..., dict[str, Any]]) -> Non
     assert refused["error"]["code"] == "service_unavailable"
     host.check_output("usermod -aG cellblock alice")
     assert submit(job, user="alice")["verdict"] == "ok"
+
+
+def test_users_of_the_host_can_leave_nothing_where_the_service_or_a_job_finds_it(
+    host: Any, run_stage: Stage
+) -> None:
+    # What nsjail would open, owned by somebody else.
+    nobody = "runuser -u nobody --"
+    host.check_output(f"{nobody} touch /tmp/nsjail.0.root /var/tmp/canary")
+    try:
+        host.check_output("systemctl restart cellblock")
+        assert lines(run_stage("echo", "runs")) == ["runs"]
+    finally:
+        host.check_output("rm -f /tmp/nsjail.0.root /var/tmp/canary")
+    # The control: what may be written can be, and is found.
+    writable = f"{nobody} find {{}} -xdev -type d -writable"
+    assert host.check_output(writable.format("/var/tmp -maxdepth 0")) == "/var/tmp"
+    found = host.check_output(writable.format("/var/lib/cellblock /opt/cellblock /run/cellblock"))
+    # Over these a job's own is mounted.
+    assert [path for path in found.split() if not path.endswith("/tmp")] == []

@@ -227,6 +227,34 @@ def test_records_that_a_slave_makes_up_cost_its_own_jobs_alone(
     assert "abort: no record from slave2: what it returned makes no sense" in told(done)
 
 
+@pytest.mark.parametrize(
+    ("maxima", "words"),
+    [
+        ({"memory_bytes": "4G"}, "worker_slave_maxima.memory_bytes"),
+        ({"memory": "4GiB"}, "worker_slave_maxima.memory: is not a limit"),
+    ],
+    ids=["unit", "name"],
+)
+def test_maxima_that_the_engine_would_not_start_with_are_refused(
+    host: Any, playbook: Playbook, maxima: dict[str, str], words: str
+) -> None:
+    before = host.check_output("sha256sum /etc/cellblock/engine.json")
+    given = json.dumps({"worker_slave_maxima": maxima})
+    done = playbook("site.yml", "--limit", "slave1", "--tags", "worker_slave_config", "-e", given)
+    assert done.returncode != 0
+    assert words in told(done)
+    assert host.check_output("sha256sum /etc/cellblock/engine.json") == before
+
+
+def test_the_service_says_whether_it_would_start(host: Any) -> None:
+    assert host.run("cellblock check-config /etc/cellblock/engine.json").rc == 0
+    wrong = 'sed \'s/"maxima": {/&"memory": "1GiB",/\' /etc/cellblock/engine.json >/root/wrong.json'
+    host.check_output(wrong)
+    done = host.run("cellblock check-config /root/wrong.json; s=$?; rm /root/wrong.json; exit $s")
+    assert done.rc == 3
+    assert "is not a limit" in done.stderr
+
+
 def test_check_mode_runs_no_job(playbook: Playbook, tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     done = playbook(
