@@ -85,3 +85,30 @@ def test_what_jobs_wrote_is_shown_but_cannot_act_on_the_terminal() -> None:
         "j/run stdout: (6 more lines)",
         "j/run stderr: (1 bytes that are not text)",
     ]
+
+
+def test_the_table_shows_the_end_of_standard_error_and_what_was_not_collected() -> None:
+    stage: dict[str, Any] = {
+        "name": "run",
+        "verdict": "nonzero_exit",
+        "violations": [],
+        "signal": None,
+        "exit_code": 1,
+        "usage": None,
+        "stdout": {"text": ""},
+        "reason": None,
+    }
+    written = "".join(f"at line {n}\n" for n in range(9)) + "ValueError: why\n"
+    record = {
+        "name": "j",
+        "host": "h",
+        "stages": [{**stage, "stderr": {"text": written, "size_bytes": 1, "truncated": False}}],
+        "files": [{"name": "out", "problem": None}, {"name": "plot\x1b.png", "problem": "missing"}],
+    }
+    shown = jobs.result_table([record]).splitlines()
+    assert shown[-7:] == [
+        "j/run stderr: (5 earlier lines)",
+        *(f"j/run stderr: at line {n}" for n in range(5, 9)),
+        "j/run stderr: ValueError: why",
+        "j file plot\\x1b.png: not collected, missing",
+    ]

@@ -16,7 +16,8 @@ from ..errors import BAD_INPUT, CellblockError, InvalidJobError
 from ..text import printable
 from . import client
 from . import result_table as table
-from .job_file import as_request, load_job_data, parse_document
+from .documents import parse_document
+from .job_file import as_request, load_job_data
 
 EXIT_OK, EXIT_JOB_NOT_OK, EXIT_BAD_INPUT, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -6,34 +6,12 @@ What comes out is plain data that :mod:`cellblock.engine.job_parser` and the ser
 from __future__ import annotations
 
 import base64
-import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidJobError, JobFileError
+from .documents import parse_document
 from .protocol import MAX_INPUT_BYTES
-
-
-def parse_document(text: str, source: str) -> object:
-    """YAML or JSON text as plain data; raises :class:`JobFileError` naming ``source``."""
-    try:
-        # JSON first: it needs no third-party module and YAML is slow.
-        return json.loads(text)
-    except ValueError:
-        pass
-    except RecursionError:
-        raise JobFileError(source, "is nested too deeply", "write a plain job") from None
-    import yaml  # only clients read YAML; the service must start without it
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as problem:
-        detail = " ".join(str(problem).split()).replace(' in "<unicode string>",', "")
-        raise JobFileError(
-            source, f"is neither YAML nor JSON: {detail}", "mend the syntax"
-        ) from None
-    except (RecursionError, ValueError) as problem:  # ValueError: for example month 13 in a date
-        raise JobFileError(source, f"cannot be read as YAML: {problem}", "mend it") from None
 
 
 def load_job_data(path: Path) -> dict[str, Any]:

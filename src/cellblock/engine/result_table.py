@@ -44,7 +44,8 @@ def render(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def render_output(records: Iterable[Mapping[str, Any]]) -> str:
-    """Why a stage was not started, and the first lines that every stage wrote.
+    """Why a stage was not started, the first lines of what every stage wrote to standard output and the last of
+    standard error, and the files that were not collected.
 
     What a job writes may be made for the terminal that shows it, so anything that is not
     printable is shown escaped.
@@ -55,18 +56,28 @@ def render_output(records: Iterable[Mapping[str, Any]]) -> str:
             where = f"{record['name']}/{stage['name']}"
             if stage["reason"] is not None:
                 lines.append(f"{where} reason: {printable(stage['reason'])}")
-            for stream in ("stdout", "stderr"):
-                lines += _first_lines(stage[stream], f"{where} {stream}: ")
+            lines += _shown(stage["stdout"], f"{where} stdout: ", last=False)
+            # What went wrong stands at the end.
+            lines += _shown(stage["stderr"], f"{where} stderr: ", last=True)
+        lines += [
+            f"{record['name']} file {printable(file['name'])}: not collected, {printable(file['problem'])}"
+            for file in record.get("files", ())
+            if file["problem"] is not None
+        ]
     return "\n".join(lines)
 
 
-def _first_lines(output: Mapping[str, Any], prefix: str) -> list[str]:
+def _shown(output: Mapping[str, Any], prefix: str, *, last: bool) -> list[str]:
+    """The first lines of an output, or its ``last`` ones, and how many are left out."""
     if "text" not in output:
         return [f"{prefix}({output['size_bytes']} bytes that are not text)"]
     lines = output["text"].splitlines()
-    shown = [prefix + printable(line)[:_SHOWN_CHARACTERS] for line in lines[:_SHOWN_LINES]]
-    if len(lines) > _SHOWN_LINES:
-        shown.append(f"{prefix}({len(lines) - _SHOWN_LINES} more lines)")
+    kept = lines[-_SHOWN_LINES:] if last else lines[:_SHOWN_LINES]
+    shown = [prefix + printable(line)[:_SHOWN_CHARACTERS] for line in kept]
+    if (left_out := len(lines) - len(kept)) > 0:
+        shown.insert(
+            0 if last else len(shown), f"{prefix}({left_out} {'earlier' if last else 'more'} lines)"
+        )
     return shown
 
 
