@@ -249,9 +249,12 @@ static void look_at_socket(void)
 	if_equal(IPPROTO_TCP, 1);
 	allow();
 	refuse(EPROTONOSUPPORT);
-	if_equal(SOCK_DGRAM, 5);
+	/* Echo requests too, which the kernel leaves to the groups in net.ipv4.ping_group_range: by default none. */
+	if_equal(SOCK_DGRAM, 7);
 	load_argument(2);
-	emit(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, 0);
+	emit(BPF_JMP | BPF_JEQ | BPF_K, 0, 3, 0);
+	emit(BPF_JMP | BPF_JEQ | BPF_K, IPPROTO_ICMP, 2, 0);
+	emit(BPF_JMP | BPF_JEQ | BPF_K, IPPROTO_ICMPV6, 1, 0);
 	if_equal(IPPROTO_UDP, 1);
 	allow();
 	refuse(EPROTONOSUPPORT);

@@ -207,6 +207,9 @@ REFUSED = {
     "IPPROTO_SCTP": ("socket(2, 1, 132)", "EPROTONOSUPPORT"),
     "IPPROTO_MPTCP": ("socket(2, 1, 262)", "EPROTONOSUPPORT"),
     "SOCK_RAW": ("socket(2, 3, 1)", "EPERM"),
+    # By the kernel (net.ipv4.ping_group_range); the prober tells this from its own mistakes.
+    "ICMP": ("socket(2, 2, 1)", "EACCES"),
+    "ICMPv6": ("socket(10, 2, 58)", "EACCES"),
     "TIPC pair": ("socketpair(30, 1, 0)", "EAFNOSUPPORT"),
     "seccomp": ("call(317, 1, 0, 0)", "ENOSYS"),
     "PR_SET_SECCOMP": ("call(157, 22, 2, 0)", "EINVAL"),
