@@ -248,11 +248,13 @@ def test_maxima_that_the_engine_would_not_start_with_are_refused(
 
 def test_the_service_says_whether_it_would_start(host: Any) -> None:
     assert host.run("cellblock check-config /etc/cellblock/engine.json").rc == 0
-    wrong = 'sed \'s/"maxima": {/&"memory": "1GiB",/\' /etc/cellblock/engine.json >/root/wrong.json'
-    host.check_output(wrong)
+    config = json.loads(host.file("/etc/cellblock/engine.json").content_string)
+    wrong = json.dumps({**config, "maxima": {"memory": "1GiB"}})
+    content = base64.b64encode(wrong.encode()).decode()
+    host.check_output(f"echo {content} | base64 -d >/root/wrong.json")
     done = host.run("cellblock check-config /root/wrong.json; s=$?; rm /root/wrong.json; exit $s")
     assert done.rc == 3
-    assert "is not a limit" in done.stderr
+    assert "maxima.memory: is not a limit" in done.stderr
 
 
 def test_check_mode_runs_no_job(playbook: Playbook, tmp_path: Path) -> None:
