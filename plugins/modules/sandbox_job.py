@@ -46,7 +46,7 @@ options:
     description: The task fails when a job ends with one of these verdicts. The records are returned all the same.
     type: list
     elements: str
-    choices: [nonzero_exit, signaled, limit_exceeded, not_started, internal_error]
+    choices: [nonzero_exit, signaled, limit_exceeded, not_started, host_overloaded, internal_error]
     default: []
   executable:
     description: The C(cellblock) command on the host.
@@ -76,7 +76,7 @@ EXAMPLES = r"""
 - name: Run job files and fail unless all end well
   cellblock.fleet.sandbox_job:
     jobs: "{{ ['jobs/hello-c.yml', 'jobs/hello-python.yml'] | cellblock.fleet.read_jobs }}"
-    fail_on: [nonzero_exit, signaled, limit_exceeded, not_started, internal_error]
+    fail_on: [nonzero_exit, signaled, limit_exceeded, not_started, host_overloaded, internal_error]
 """
 
 RETURN = r"""
@@ -182,7 +182,7 @@ results:
             memory_peak_bytes: 5128192
             processes_peak: 1
             max_rss_bytes: 9437184
-            sources: {wall_time_ms: supervisor_clock, cpu_time_ms: cgroup, max_rss_bytes: reaped_only}
+            sources: {wall_time_ms: jobinit_clock, cpu_time_ms: cgroup, max_rss_bytes: reaped_only}
 """
 
 import json
@@ -195,7 +195,14 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-FAILING_VERDICTS = ["nonzero_exit", "signaled", "limit_exceeded", "not_started", "internal_error"]
+FAILING_VERDICTS = [
+    "nonzero_exit",
+    "signaled",
+    "limit_exceeded",
+    "not_started",
+    "host_overloaded",
+    "internal_error",
+]
 # Exit statuses of the command after which it has printed records.
 RECORDS_PRINTED = (0, 1, 3)
 

@@ -49,11 +49,12 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "seccomp.h"
 
-enum { CONTROL_FD = 3, PROTOCOL_VERSION = 1, JOB_ID = 1000, MAX_RLIMITS = 16, MAX_STRINGS = 65536 };
+enum { CONTROL_FD = 3, PROTOCOL_VERSION = 2, JOB_ID = 1000, MAX_RLIMITS = 16, MAX_STRINGS = 65536 };
 /* How many route sockets a job has at one time, and how much may lie in the queue of each. */
 enum { NETLINK_SOCKETS = 16, NETLINK_QUEUE_BYTES = 212992 };
 enum { TAG_FAILED = 0x4c494146, TAG_ENDED = 0x45444e45 }; /* "FAIL", "ENDE" */
@@ -86,6 +87,7 @@ struct ended {
 	uint64_t voluntary_switches, involuntary_switches;
 	uint64_t blocks_in, blocks_out;      /* 512 byte units */
 	uint64_t minor_faults, major_faults;
+	uint64_t started_ns, ended_ns;       /* of the program, on CLOCK_MONOTONIC: the supervisor may be late */
 };
 
 struct program {
@@ -305,6 +307,13 @@ static ssize_t receive(int socket, void *text, size_t size, int *listener)
 	return received;
 }
 
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
 /* Starts the program; returns its pid after it was executed, or reports the failure and exits. */
 static pid_t start(const struct program *program, int *listener)
 {
@@ -390,7 +399,7 @@ static void give_netlink_socket(int listener)
 	ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &answer); /* fails if the caller was killed */
 }
 
-static void report_ended(int wait_status)
+static void report_ended(int wait_status, uint64_t started_ns, uint64_t ended_ns)
 {
 	struct rusage usage;
 	getrusage(RUSAGE_CHILDREN, &usage);
@@ -406,6 +415,8 @@ static void report_ended(int wait_status)
 		.blocks_out = (uint64_t)usage.ru_oublock,
 		.minor_faults = (uint64_t)usage.ru_minflt,
 		.major_faults = (uint64_t)usage.ru_majflt,
+		.started_ns = started_ns,
+		.ended_ns = ended_ns,
 	};
 	report(&message, sizeof message);
 }
@@ -441,6 +452,7 @@ int main(int argc, char **argv)
 	}
 
 	int listener;
+	uint64_t started_ns = now_ns(), ended_ns = 0;
 	pid_t job = start(&program, &listener);
 	struct pollfd events[] = {{.fd = CONTROL_FD, .events = POLLIN},
 				  {.fd = children, .events = POLLIN},
@@ -462,6 +474,7 @@ int main(int argc, char **argv)
 			;
 		while ((reaped = waitpid(-1, &status, WNOHANG)) > 0)
 			if (reaped == job) {
+				ended_ns = now_ns();
 				wait_status = status;
 				job = 0;
 				over = 1;
@@ -475,12 +488,14 @@ int main(int argc, char **argv)
 	for (;;) {
 		int status;
 		pid_t reaped = waitpid(-1, &status, 0);
-		if (reaped == job && job > 0)
+		if (reaped == job && job > 0) {
+			ended_ns = now_ns();
 			wait_status = status;
+		}
 		if (reaped < 0 && errno == ECHILD)
 			break;
 	}
-	report_ended(wait_status);
+	report_ended(wait_status, started_ns, ended_ns);
 	/* The supervisor reads our /proc entry (I/O of reaped children), then closes the socket. */
 	char last;
 	while (recv(CONTROL_FD, &last, 1, 0) > 0)

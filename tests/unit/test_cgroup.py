@@ -92,8 +92,17 @@ def test_v2_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         memory_cache_bytes=2048,
         processes_peak=7,
         oom_kills=2,
+        at_memory_limit=True,
         forks_refused=4,
     )
+
+
+def test_v2_kills_for_want_of_memory_elsewhere_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = "low 0\nhigh 0\nmax 3\noom 0\noom_kill 2\noom_group_kill 0\n"
+    usage = make_group(V2Tree(tmp_path), monkeypatch, {**V2_FILES, "memory.events": events}).usage()
+    assert (usage.oom_kills, usage.at_memory_limit) == (2, False)
 
 
 def test_v2_without_pids_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

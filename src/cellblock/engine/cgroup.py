@@ -49,7 +49,14 @@ class GroupUsage:
     memory_cache_bytes: int
     processes_peak: int | None
     oom_kills: int
+    """Processes that the kernel ended for lack of memory."""
+    at_memory_limit: bool
+    """Whether the group itself had no memory left; else it was the host, or a group above, that had none."""
     forks_refused: int
+
+
+# What v1 is asked for at once at most (a huge page): so much may be free when the limit is hit.
+_LARGEST_CHARGE_BYTES = 2**21
 
 
 class Group(ABC):
@@ -232,6 +239,7 @@ class _GroupV2(Group):
 
     def usage(self) -> GroupUsage:
         cpu = _flat_keyed(self._dir / "cpu.stat")
+        events = _flat_keyed(self._dir / "memory.events")
         peak = self._dir / "pids.peak"  # since Linux 6.1
         return GroupUsage(
             cpu_us=cpu["usage_usec"],
@@ -240,7 +248,8 @@ class _GroupV2(Group):
             memory_peak_bytes=_number(self._dir / "memory.peak"),
             memory_cache_bytes=_flat_keyed(self._dir / "memory.stat")["file"],
             processes_peak=_number(peak) if peak.exists() else None,
-            oom_kills=_flat_keyed(self._dir / "memory.events")["oom_kill"],
+            oom_kills=events["oom_kill"],
+            at_memory_limit=events["oom"] > 0,
             forks_refused=_flat_keyed(self._dir / "pids.events")["max"],
         )
 
@@ -309,16 +318,19 @@ class _GroupV1(Group):
         # The split is kept in clock ticks; the exact total is shared out in its proportion.
         user = total * split["user"] // ticks if ticks else total
         peak = self._dirs["pids"] / "pids.peak"
+        memory = self._dirs["memory"]
+        most = _number(memory / "memory.max_usage_in_bytes")
         return GroupUsage(
             cpu_us=total,
             cpu_user_us=user,
             cpu_system_us=total - user,
             # The peak of both accounts; they need not have been at it together.
-            memory_peak_bytes=_number(self._dirs["memory"] / "memory.max_usage_in_bytes")
-            + _number(self._dirs["memory"] / "memory.kmem.tcp.max_usage_in_bytes"),
-            memory_cache_bytes=_flat_keyed(self._dirs["memory"] / "memory.stat")["cache"],
+            memory_peak_bytes=most + _number(memory / "memory.kmem.tcp.max_usage_in_bytes"),
+            memory_cache_bytes=_flat_keyed(memory / "memory.stat")["cache"],
             processes_peak=_number(peak) if peak.exists() else None,
-            oom_kills=_flat_keyed(self._dirs["memory"] / "memory.oom_control")["oom_kill"],
+            oom_kills=_flat_keyed(memory / "memory.oom_control")["oom_kill"],
+            at_memory_limit=_number(memory / "memory.failcnt") > 0
+            and most >= _number(memory / "memory.limit_in_bytes") - _LARGEST_CHARGE_BYTES,
             forks_refused=_flat_keyed(self._dirs["pids"] / "pids.events")["max"],
         )
 

@@ -24,7 +24,7 @@ from ..linux.netlink import inside
 from .host import BoundMount, JobUids
 from .limits import StageConstraints
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 JOB_ID = 1000
 """uid and gid of the job inside the jail, as in jobinit.c."""
 START_TIMEOUT_S = 20.0
@@ -33,7 +33,7 @@ MAX_QUEUED_SIGNALS = 1024
 
 _CREDENTIALS = struct.Struct("iII")
 _FAILED = struct.Struct("=IIiI")
-_ENDED = struct.Struct("=Ii9Q")
+_ENDED = struct.Struct("=Ii11Q")
 _TAG_FAILED, _TAG_ENDED = 0x4C494146, 0x45444E45
 _STEPS = {
     1: "reading the specification",
@@ -77,6 +77,9 @@ class Ended:
     blocks_out: int
     minor_faults: int
     major_faults: int
+    started_ns: int
+    ended_ns: int
+    """When the program was started and when it ended, on the clock of ``time.monotonic``."""
 
     @property
     def signal(self) -> int | None:
@@ -194,7 +197,7 @@ class Jail:
             return Gone()
         if message == b"BEGUN":
             return Begun()
-        if len(message) == _ENDED.size and message[:4] == _ENDED.pack(_TAG_ENDED, *[0] * 10)[:4]:
+        if len(message) == _ENDED.size and message[:4] == _ENDED.pack(_TAG_ENDED, *[0] * 12)[:4]:
             _, *fields = _ENDED.unpack(message)
             return Ended(*fields)
         if len(message) == _FAILED.size:

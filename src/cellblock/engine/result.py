@@ -32,8 +32,15 @@ class Verdict(str, Enum):
     """The program could not be executed; ``reason`` says why (no such file, not executable...)."""
     SKIPPED = "skipped"
     """An earlier stage did not end well."""
+    HOST_OVERLOADED = "host_overloaded"
+    """The host ran out of memory, and its kernel ended a process of the stage: nothing that the job did."""
     INTERNAL_ERROR = "internal_error"
     """The sandbox failed; a job cannot cause this."""
+
+
+_NO_MEMORY_ON_HOST = (
+    "the host ran out of memory and ended a process of the stage; run the job again"
+)
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,15 @@ class Outcome:
 
     @classmethod
     def of(
-        cls, report: Ended | Failed | Gone, limited: bool, failure: Callable[[], str]
+        cls,
+        report: Ended | Failed | Gone,
+        *,
+        limited: bool,
+        killed_by_host: bool,
+        failure: Callable[[], str],
     ) -> Outcome:
-        """From jobinit's report. ``limited``: a limit was hit. ``failure`` says why a jail is gone."""
+        """From jobinit's report. ``limited``: a limit was hit. ``killed_by_host``: the kernel ended a process for
+        lack of memory that the stage's own limit does not explain. ``failure`` says why a jail is gone."""
         if isinstance(report, Failed):
             if limited:
                 return cls(Verdict.LIMIT_EXCEEDED, reason=report.reason)
@@ -59,9 +72,13 @@ class Outcome:
             # Only the OOM killer or this supervisor can have ended jobinit.
             if limited:
                 return cls(Verdict.LIMIT_EXCEEDED, reason="the jail had to be destroyed")
+            if killed_by_host:
+                return cls(Verdict.HOST_OVERLOADED, reason=_NO_MEMORY_ON_HOST)
             return cls(Verdict.INTERNAL_ERROR, reason=failure())
         if limited:
             verdict = Verdict.LIMIT_EXCEEDED
+        elif killed_by_host:
+            return cls(Verdict.HOST_OVERLOADED, report.exit_code, report.signal, _NO_MEMORY_ON_HOST)
         elif report.signal is not None:
             verdict = Verdict.SIGNALED
         else:
@@ -154,7 +171,7 @@ class Usage:
         io: tuple[int, int] | None,
         traffic: Traffic | None,
     ) -> Usage:
-        """From the supervisor's clock, the cgroup, jobinit's report, the ``io`` (bytes read, written) of
+        """From the program's time, the cgroup, jobinit's report, the ``io`` (bytes read, written) of
         what it reaped, and the network slot."""
         ended = report if isinstance(report, Ended) else None
         network = "nft_counter" if traffic else "unavailable: the stage has no network"
@@ -184,7 +201,7 @@ class Usage:
             network_refused_packets=None if traffic is None else traffic.refused_packets,
             network_throttled_packets=None if traffic is None else traffic.throttled_packets,
             sources={
-                "wall_time_ms": "supervisor_clock",
+                "wall_time_ms": "jobinit_clock" if ended else "supervisor_clock",
                 "cpu_time_ms": "cgroup",
                 "cpu_user_ms": "cgroup",
                 "cpu_system_ms": "cgroup",

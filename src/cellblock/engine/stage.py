@@ -1,7 +1,8 @@
 """Runs one stage in its jail and its cgroup, watches its limits, and composes its record.
 
-The record has four first-hand sources, all outside the jail: the wait status that jobinit reports, this
-process's monotonic clock, the stage's own cgroup, and byte-capped pipes.
+The record has four first-hand sources, all outside the jail: the wait status that jobinit reports, the
+monotonic clock, which jobinit reads when the program starts and ends, the stage's own cgroup, and byte-capped pipes.
+This process may be late at any time, and no record depends on that.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class StageRun:
         self._cancelled = cancelled
         self._violations: dict[str, Violation] = {}
         self._kill_deadline: float | None = None
+        self._killed_at = float("inf")
         self._ended_at = 0.0
 
     def run(self) -> StageResult:
@@ -85,6 +87,9 @@ class StageRun:
             started = time.monotonic()
             ended = self._watch(pipes, started)
             wall_time_s = self._ended_at - started
+            if isinstance(ended, Ended):
+                wall_time_s = (ended.ended_ns - ended.started_ns) / 1e9
+                self._settle_wall_time(ended, wall_time_s)
         if self._cancelled():
             raise Cancelled
         io = self._jail.io() if isinstance(ended, Ended) else None
@@ -95,7 +100,12 @@ class StageRun:
             self._add_network_violations(traffic)
         if isinstance(ended, Ended) and ended.signal == signal.SIGXFSZ:
             self._violate("file_size_bytes", constraints.file_size_bytes, None, "SIGXFSZ")
-        outcome = Outcome.of(ended, bool(self._violations), self._jail.failure)
+        outcome = Outcome.of(
+            ended,
+            limited=bool(self._violations),
+            killed_by_host=usage.oom_kills > 0 and not usage.at_memory_limit,
+            failure=self._jail.failure,
+        )
         return StageResult(
             name=self._stage.name,
             verdict=outcome.verdict,
@@ -166,7 +176,6 @@ class StageRun:
                         continue
                     report = event
                     self._ended_at = time.monotonic()
-                    self._check_wall_time(started, self._ended_at)
                     drained_by = self._ended_at + KILL_GRACE_S
                     selector.unregister(self._jail)
                 if report is None:
@@ -203,6 +212,7 @@ class StageRun:
             self._check_volume(self._network.traffic())
         if self._violations or self._cancelled():
             self._group.unthrottle()
+            self._killed_at = time.monotonic()
             self._jail.kill()
             self._kill_deadline = now + KILL_GRACE_S
 
@@ -211,6 +221,14 @@ class StageRun:
         if wall_ms >= allowed:
             self._violate("wall_time_ms", allowed, wall_ms, "supervisor_clock")
 
+    def _settle_wall_time(self, ended: Ended, wall_time_s: float) -> None:
+        """By the times of the program itself: it may have ended before this process had a look at the clock."""
+        allowed = self._stage.constraints.wall_time_ms
+        if wall_time_s * 1000 >= allowed:
+            self._violate("wall_time_ms", allowed, wall_time_s * 1000, "jobinit_clock")
+        elif ended.ended_ns / 1e9 < self._killed_at:
+            self._violations.pop("wall_time_ms", None)
+
     def _check_outputs(self, pipes: tuple[_Pipe, _Pipe]) -> None:
         for pipe in pipes:
             if pipe.over:
@@ -218,7 +236,7 @@ class StageRun:
 
     def _add_group_violations(self, usage: cgroup.GroupUsage) -> None:
         constraints = self._stage.constraints
-        if usage.oom_kills:
+        if usage.oom_kills and usage.at_memory_limit:
             self._violate(
                 "memory_bytes", constraints.memory_bytes, usage.memory_peak_bytes, "cgroup_oom_kill"
             )

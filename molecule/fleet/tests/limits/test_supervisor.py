@@ -192,3 +192,48 @@ def test_interrupting_the_command_ends_its_jobs(host: Any, slowness: int) -> Non
         f"{tries} pgrep -fx 'sleep 246802' >/dev/null || {{ echo gone; break; }}; done"
     )
     assert done.stdout.split() == ["running", "status", "130", "gone"], done
+
+
+def run_while_stopped(
+    host: Any, seconds: str, wall_time_ms: str, stopped_s: float
+) -> dict[str, Any]:
+    """The stage of a job that sleeps while the service is stopped from its start on for ``stopped_s``."""
+    job = {
+        "environment": "base",
+        "stages": [
+            {
+                "name": "run",
+                "command": ["sleep", seconds],
+                "constraints": {"wall_time_ms": wall_time_ms},
+            }
+        ],
+    }
+    program = (
+        "import json, os, signal, subprocess, time\n"
+        "show = ['systemctl', 'show', '--property=MainPID', '--value', 'cellblock']\n"
+        "service = int(subprocess.check_output(show))\n"
+        "run = subprocess.Popen(['cellblock', 'run', '-'], stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
+        f"run.stdin.write(json.dumps({job!r}).encode()); run.stdin.close()\n"
+        f"while subprocess.run(['pgrep', '-fx', 'sleep {seconds}'], stdout=-3).returncode: time.sleep(0.01)\n"
+        "os.kill(service, signal.SIGSTOP)\n"
+        f"try: time.sleep({stopped_s})\n"
+        "finally: os.kill(service, signal.SIGCONT)\n"
+        "print(run.stdout.read().decode())\n"
+    )
+    stage: dict[str, Any] = json.loads(on_host(host, program).stdout)["stages"][0]
+    return stage
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_late_supervisor_convicts_nobody(host: Any) -> None:
+    stage = run_while_stopped(host, "0.71", "1500ms", 3)
+    assert (stage["verdict"], stage["exit_code"], stage["violations"]) == ("ok", 0, [])
+    assert 700 <= stage["usage"]["wall_time_ms"] < 1500
+    assert stage["usage"]["sources"]["wall_time_ms"] == "jobinit_clock"
+
+
+@pytest.mark.usefixtures("quick")
+def test_nor_does_it_acquit(host: Any) -> None:
+    stage = run_while_stopped(host, "2.17", "1500ms", 3)
+    assert [violation["limit"] for violation in stage["violations"]] == ["wall_time_ms"]
+    assert 2100 <= stage["violations"][0]["seen"] < 3000
