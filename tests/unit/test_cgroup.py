@@ -173,6 +173,24 @@ def test_v1_finds_the_groups_below_the_mounts(tmp_path: Path, joined: bool) -> N
     assert not leftover.exists()
 
 
+@pytest.mark.parametrize(
+    "problem", [PermissionError(1, "no"), HostSetupError("cpu.cfs_quota_us", "refused -1", "look")]
+)
+def test_a_group_goes_whatever_keeps_it_from_being_unthrottled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    hierarchy = cgroup.detect(*v1_tree(tmp_path, joined=True))
+    leftover = tmp_path / "memory" / "svc" / "cellblock-jobs" / "old-run"
+    leftover.mkdir()
+
+    def fail(*_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(cgroup, "_write", fail)
+    assert hierarchy.sweep() == 1
+    assert not leftover.exists()
+
+
 @pytest.mark.parametrize("missing", ["cpu", "pids", "cpuacct"])
 def test_v1_missing_controller_is_refused(tmp_path: Path, missing: str) -> None:
     proc_cgroup, mounts = v1_tree(tmp_path, joined=False, leave_out=missing)

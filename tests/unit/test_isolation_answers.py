@@ -129,6 +129,8 @@ CASES: list[tuple[str, Any, str]] = [
     (JOBS, "cbj0", "job_network is no mapping"),
     (JOBS, {}, "job_network.interfaces is missing"),
     (JOBS, {"problem": ["x"]}, "job_network.problem is no text"),
+    (JOBS, {"problem": "x", "handle": "h"}, "job_network has an unknown field"),
+    (JOBS, {"problem": "x", "listeners": []}, "job_network has an unknown field"),
     (f"{JOBS}.problem", 5, "job_network.problem is no text"),
     (f"{JOBS}.handle", DROP, "job_network.handle is missing"),
     (f"{JOBS}.interfaces.0.mac", DROP, "job_network.interfaces[0].mac is missing"),

@@ -92,12 +92,14 @@ class Group(ABC):
     def remove(self) -> None:
         """Kills what is left in the group and removes it; returns when it is gone."""
         deadline = time.monotonic() + 10
-        with contextlib.suppress(FileNotFoundError):
+        # It only makes dying quicker; whatever keeps it from that, the group must go.
+        with contextlib.suppress(OSError, HostSetupError):
             self.unthrottle()
         while True:
-            for pid in self.pids():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                for pid in self.pids():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             left = [directory for directory in self._directories() if not _rmdir(directory)]
             if not left:
                 return

@@ -147,7 +147,10 @@ def _check_listening(answer: Value, request: _Request, host: str) -> None:
         address.address()
     _check_links(fields, request.listeners.get(host, ()), request.plan)
     network = fields["job_network"].or_none()
-    if network is None or (_has_problem(network) and "interfaces" not in network.raw):
+    if network is None:
+        return
+    if _has_problem(network) and "interfaces" not in network.raw:
+        network.fields(("problem",))  # nothing was started that anything else could be about
         return
     own = network.fields(("interfaces", "listeners", "handle"), others=True)
     _check_links(own, request.siblings.get(host, {}).get("listeners", ()), request.plan)
