@@ -129,6 +129,9 @@ class StageRun:
         stdin = _input(self._stage.stdin)
         stack.callback(os.close, stdin)
         ends = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
+        for _, theirs in ends:
+            # /dev/stdout and /proc/self/fd/1 can be opened, which many programs do; not for reading.
+            os.fchmod(theirs, 0o622)
         pipes = (
             _Pipe("stdout_bytes", constraints.stdout_bytes, ends[0][0]),
             _Pipe("stderr_bytes", constraints.stderr_bytes, ends[1][0]),
@@ -274,7 +277,7 @@ def _input(data: bytes) -> int:
     try:
         with open(writable, "wb", closefd=False) as target:
             target.write(data)
-        os.fchmod(writable, 0o400)  # the job cannot open it anew for writing
+        os.fchmod(writable, 0o444)  # the job can open it anew (/dev/stdin), and not for writing
         return os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(writable)

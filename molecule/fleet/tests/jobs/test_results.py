@@ -127,3 +127,14 @@ def test_a_stage_after_a_failed_one_is_skipped(submit: Callable[..., dict[str, A
     )
     assert [stage["verdict"] for stage in record["stages"]] == ["nonzero_exit", "skipped", "ok"]
     assert record["verdict"] == "nonzero_exit"
+
+
+def test_the_standard_streams_can_be_opened_by_name(run_stage: Stage) -> None:
+    script = (
+        "cat /dev/stdin; echo out >/dev/stdout; echo err >/dev/stderr; echo again >/proc/self/fd/1; "
+        "for d in 1 2; do (: </proc/self/fd/$d) 2>/dev/null || echo unread; done; "
+        "(: >/dev/stdin) 2>/dev/null || echo unwritten"
+    )
+    stage = run_stage("sh", "-c", script, stdin={"text": "in\n"})
+    assert stage["stdout"]["text"] == "in\nout\nagain\nunread\nunread\nunwritten\n"
+    assert stage["stderr"]["text"] == "err\n"
