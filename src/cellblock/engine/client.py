@@ -21,8 +21,8 @@ DEFAULT_SOCKET = Path("/run/cellblock/cellblock.socket")
 
 WATCH_INTERVAL_S = 10.0
 """How often a client that waits asks whether the service still answers anybody."""
-WATCH_PATIENCE_S = 20.0
-"""How long the service may take for that, with thousands of others waiting."""
+WATCH_PATIENCE_S = 60.0
+"""How long the service may take for that, with thousands of others waiting: who gives up loses its jobs."""
 
 NamedJob = tuple[str, Any]
 """What errors call a job, and its data (with contents in base64, see ``job_file.as_request``)."""
