@@ -314,6 +314,22 @@ def test_bad_requests(engine: FakeEngine, tmp_path: Path, sent: bytes, complaint
     assert complaint in answer["error"]["text"]
 
 
+def test_a_service_without_room_for_a_thread_says_so(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if getattr(thread, "_target", None) is service._answer:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(ServiceUnavailableError, match="cannot start another thread"):
+        client.environments()
+    monkeypatch.undo()
+
+
 def test_no_service(tmp_path: Path) -> None:
     with pytest.raises(ServiceUnavailableError, match="does not answer"):
         client.environments(tmp_path / "none")

@@ -74,7 +74,19 @@ def serve(engine: Engine, listener: socket.socket) -> None:
             ).start()
         except RuntimeError:
             _log.warning("cannot start a thread for a connection")
-            connection.close()
+            _turn_away(connection)
+
+
+def _turn_away(connection: socket.socket) -> None:
+    """Says that there is no room, as far as that takes no waiting."""
+    problem = ServiceUnavailableError(
+        "service",
+        "cannot start another thread now",
+        "run the job again when this host has less to do",
+    )
+    with connection, contextlib.suppress(OSError):
+        connection.setblocking(False)
+        connection.send(json.dumps({"error": problem.as_dict()}).encode() + b"\n")
 
 
 def reconfigure_on_hangup(engine: Engine, load: Callable[[], Host]) -> None:
