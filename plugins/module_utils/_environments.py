@@ -359,7 +359,7 @@ _FAILURES = (
     (
         r"can neither be executed natively nor via qemu|Exec format error",
         "this machine cannot run {architecture} programs; install the package 'qemu-user-static', "
-        "or build the archive on such a machine and give its directory as 'archives_dir'",
+        "or build the archive on such a machine and give its directory as 'environments_archives_dir'",
     ),
     (
         r"No space left on device",
@@ -447,7 +447,7 @@ def prebuilt(archive: Archive, directory: Path) -> Record:
         raise BuildError(
             f"Environment '{archive.definition.name}': the archive {path} does not exist; put it "
             "there, or leave "
-            "'archives_dir' empty so that it is built."
+            "'environments_archives_dir' empty so that it is built."
         )
     return Record(archive, path, _file_digest(path), path.stat().st_size, False, {}, None)
 
@@ -494,13 +494,13 @@ class Cache:
                     f"Environment '{archive.definition.name}' cannot be built, because this "
                     "machine has no "
                     f"'{program}'; install the package '{package}', or give built archives as "
-                    "'archives_dir'."
+                    "'environments_archives_dir'."
                 )
         if os.geteuid() != 0:
             # mmdebstrap's own user namespaces could not write into a cache that belongs to a user.
             raise BuildError(
                 f"Environment '{archive.definition.name}' cannot be built by an ordinary user; run as "
-                "root, or give built archives as 'archives_dir'."
+                "root, or give built archives as 'environments_archives_dir'."
             )
         try:
             self._debs.mkdir(parents=True, exist_ok=True)
