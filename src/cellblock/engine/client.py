@@ -201,7 +201,8 @@ def _connected(line: bytes, socket_path: Path) -> Iterator[socket.socket]:
         over = threading.Event()
         threading.Thread(target=_watch, args=(connection, socket_path, over), daemon=True).start()
         try:
-            with _reachable(socket_path):
+            # A service that wants no more of it has said why.
+            with _reachable(socket_path), contextlib.suppress(BrokenPipeError):
                 connection.sendall(line)
             yield connection
         finally:
