@@ -77,6 +77,15 @@ class Host:
     mounts: Mapping[str, OfferedMount] = field(default_factory=dict)
     network: NetworkConfig | None = None
     """None: this host has no job networks."""
+    spool_dir: Path = Path("/var/lib/cellblock/spool")
+    """Where the service keeps what is too large for its memory."""
+
+    @property
+    def service_memory_bytes(self) -> int:
+        """What the service may use, with the processes that take requests apart, supervise jobs and write their
+        inputs and records; jobs apart. The largest request takes half of the fixed part, the largest record of
+        a job the other."""
+        return 2**30 + self.parallel_jobs * 256 * 2**20
 
     @classmethod
     def load(cls, path: Path = DEFAULT_CONFIG_PATH) -> Host:

@@ -19,7 +19,7 @@ import collections, json, socket, sys, time
 
 count = int(sys.argv[1])
 job = {"environment": "base", "stages": [{"name": "run", "command": ["sh", "-c", "exit 0"]}]}
-request = json.dumps({"version": 2, "op": "run", "jobs": [job]}).encode() + b"\n"
+request = json.dumps({"version": 3, "op": "run", "jobs": [job]}).encode() + b"\n"
 connections = []
 for _ in range(count):
     connection = socket.socket(socket.AF_UNIX)

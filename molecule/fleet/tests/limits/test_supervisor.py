@@ -73,7 +73,7 @@ def test_a_user_has_a_share_of_the_connections(host: Any) -> None:
 @pytest.mark.parametrize(
     "request_text",
     [
-        json.dumps({"version": 2, "op": "check", "jobs": [python("pass", memory_bytes="9" * 400_000 + "B")]}),
+        json.dumps({"version": 3, "op": "check", "jobs": [python("pass", memory_bytes="9" * 400_000 + "B")]}),
         "[" + "[]," * 500_000 + "[]]",
     ],
     ids=["long-quantity", "many-parts"],
