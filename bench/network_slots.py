@@ -341,6 +341,7 @@ def starts(segment: Segment, directory: Path, options: argparse.Namespace) -> No
             jobinit=options.jobinit,
             environments_file=environments,
             run_dir=directory / "run",
+            spool_dir=directory / "spool",
             first_id=1_900_200_000,
             parallel_jobs=2,
             network=NetworkConfig.parse(fields, "network"),

@@ -59,6 +59,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engin
                 jobinit=Path("/bin/true"),
                 environments_file=environments,
                 run_dir=tmp_path / "run",
+                spool_dir=tmp_path / "spool",
                 first_id=1_900_000_000,
                 parallel_jobs=1,
                 network=network,

@@ -70,6 +70,8 @@ class Host:
     jobinit: Path
     environments_file: Path
     run_dir: Path
+    spool_dir: Path
+    """Where the service keeps what is too large for its memory."""
     first_id: int
     parallel_jobs: int
     name: str = field(default_factory=platform.node)
@@ -77,8 +79,6 @@ class Host:
     mounts: Mapping[str, OfferedMount] = field(default_factory=dict)
     network: NetworkConfig | None = None
     """None: this host has no job networks."""
-    spool_dir: Path = Path("/var/lib/cellblock/spool")
-    """Where the service keeps what is too large for its memory."""
 
     @property
     def service_memory_bytes(self) -> int:
@@ -93,7 +93,7 @@ class Host:
         value = _load_json(path, "worker_slave")
         fields = value.fields(
             required=(
-                *("nsjail", "jobinit", "environments_file", "run_dir"),
+                *("nsjail", "jobinit", "environments_file", "run_dir", "spool_dir"),
                 *("first_id", "parallel_jobs", "maxima", "mounts"),
             ),
             others=True,
@@ -104,6 +104,7 @@ class Host:
             jobinit=Path(fields["jobinit"].text()),
             environments_file=Path(fields["environments_file"].text()),
             run_dir=Path(fields["run_dir"].text()),
+            spool_dir=Path(fields["spool_dir"].text()),
             first_id=_number(fields["first_id"], _MAX_ID),
             parallel_jobs=len(os.sched_getaffinity(0))
             if parallel.raw is None

@@ -33,7 +33,7 @@ seen, ids, waited = collections.Counter(), set(), 0
 for number, connection in enumerate(connections):
     if number % 10 == 0:
         continue
-    answer = json.loads(connection.makefile().readline())
+    answer = json.loads(next(filter(str.strip, connection.makefile())))
     result = answer.get("result", {})
     seen[result.get("verdict") or answer["error"]["text"]] += 1
     ids.add(result.get("job_id"))
