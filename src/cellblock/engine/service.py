@@ -113,6 +113,7 @@ class _Service:
         self._checking = Places(CHECKED_AT_A_TIME)
         self._threads = concurrent.futures.ThreadPoolExecutor(CHECKED_AT_A_TIME, "check")
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: set[_Client] = set()
 
     async def run(self, listener: socket.socket, load: Callable[[], Host]) -> None:
         loop = asyncio.get_running_loop()
@@ -124,6 +125,7 @@ class _Service:
             self._engine.host.parallel_jobs,
             ", ".join(self._engine.host.environments()),
         )
+        self._start(self._beat())
         while True:
             try:
                 connection, _ = await loop.sock_accept(listener)
@@ -138,6 +140,12 @@ class _Service:
         task = asyncio.create_task(act)
         self._tasks.add(task)  # the loop itself does not keep it
         task.add_done_callback(self._tasks.discard)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(protocol.HEARTBEAT_S)
+            for client in self._waiting:
+                client.beat()
 
     async def _reconfigure(self, load: Callable[[], Host]) -> None:
         try:
@@ -155,7 +163,11 @@ class _Service:
                 with self._connections.of(uid), self._spool.part(uid) as spool:
                     line = await client.receive(spool)
                     answering = asyncio.create_task(self._answer(client, uid, line, spool))
-                    await client.accompany(answering)
+                    self._waiting.add(client)
+                    try:
+                        await client.accompany(answering)
+                    finally:
+                        self._waiting.discard(client)
             except (ConnectionError, _NotRead):
                 _log.info("client went away or did not read its answer; its jobs were ended")
             except CellblockError as problem:
@@ -333,18 +345,10 @@ class _Client:
                     raise ConnectionError
 
     async def accompany(self, answering: asyncio.Task[None]) -> None:
-        """Until ``answering`` is done, or the client gone, which ends it; says that the service is there meanwhile."""
+        """Until ``answering`` is done, or the client gone, which ends it."""
         gone = asyncio.create_task(self._until_gone())
         try:
-            while not answering.done() and not gone.done():
-                await asyncio.wait(
-                    {answering, gone},
-                    timeout=protocol.HEARTBEAT_S,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if not self._is_sending and not answering.done():
-                    with contextlib.suppress(OSError):
-                        self._connection.send(b"\n")
+            await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
             if not answering.done():
@@ -353,6 +357,12 @@ class _Client:
         if answering.cancelled():
             raise ConnectionError
         answering.result()
+
+    def beat(self) -> None:
+        """Says that the service is there."""
+        if not self._is_sending:
+            with contextlib.suppress(OSError):
+                self._connection.send(b"\n")
 
     async def _until_gone(self) -> None:
         unread = 0
