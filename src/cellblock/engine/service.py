@@ -31,6 +31,7 @@ from ..errors import (
     ServiceUnavailableError,
 )
 from ..job_network.plan import INTERFACE
+from ..job_network.policy import NetworkPolicy
 from ..linux.sd_notify import notify
 from ..validate import Value
 from . import protocol
@@ -58,6 +59,8 @@ PARSED_AT_A_TIME, CHECKED_AT_A_TIME = 2, 8
 """Requests that are taken apart, and whose jobs are checked (which may wait for names to resolve)."""
 _SMALL_BYTES = 16_384
 """A request up to that size is taken apart here: it takes less time than to hand it over."""
+_FEW_JOBS = 8
+"""So many are checked here, unless that may take long."""
 _CHUNK_BYTES = 256 * 1024
 _CHATTER_BYTES = 65_536
 """What a client may send after its request; nobody reads it."""
@@ -159,7 +162,9 @@ class _Service:
         with connection:
             client = _Client(connection)
             try:
-                uid = await self._in_thread(lambda: _authorized_uid(connection))
+                uid = _peer_uid(connection)
+                if uid != 0:  # who belongs to a group may take asking a server
+                    await self._in_thread(lambda: _authorize(connection))
                 with self._connections.of(uid), self._spool.part(uid) as spool:
                     line = await client.receive(spool)
                     answering = asyncio.create_task(self._answer(client, uid, line, spool))
@@ -258,6 +263,8 @@ class _Service:
                 return {"error": request.refused.as_dict(), "refused": len(checked)}
             return checked
 
+        if len(request.jobs) <= _FEW_JOBS and not _has_names(request):
+            return check()
         try:
             return await self._in_thread(check)
         finally:
@@ -411,13 +418,22 @@ class _Client:
         self._is_sending = not data.endswith(b"\n")
 
 
-def _authorized_uid(connection: socket.socket) -> int:
-    """The uid of a peer that may submit. The socket's mode says the same; this holds should the
-    mode ever be wrong."""
+def _has_names(request: Request) -> bool:
+    """Whether to check it may take resolving names."""
+    stages = (stage for job in request.jobs for stage in job.stages)
+    return any(stage.network is NetworkPolicy.ALLOW for stage in stages)
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    return int(_PEER.unpack(credentials)[1])
+
+
+def _authorize(connection: socket.socket) -> None:
+    """Raises for a peer that may not submit. The socket's mode says the same; this holds should the mode ever be
+    wrong."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
     _, uid, gid = _PEER.unpack(credentials)
-    if uid == 0:
-        return 0
     try:
         allowed = grp.getgrnam(GROUP).gr_gid
         name = pwd.getpwuid(uid).pw_name
@@ -428,7 +444,6 @@ def _authorized_uid(connection: socket.socket) -> int:
         raise ServiceUnavailableError(
             f"user {name}", "may not submit jobs", f"add the user to the group {GROUP}"
         )
-    return int(uid)
 
 
 def _write_all(file: FileIO, data: bytes) -> None:
