@@ -243,7 +243,7 @@ _MERGED_USR_HOOKS = "/usr/share/mmdebstrap/hooks/merged-usr"
 # Runs on the controller with the root file system as "$1", after all packages are configured, and
 # replaces mmdebstrap's own cleaning, which expects apt's files to be there still.
 # /work, /tmp, /mnt, /proc and /dev are what the engine mounts over; a read-only root file system
-# cannot grow them later.  A job needs no package manager, no identity of the machine
+# cannot grow them later.  A job's host name resolves as with a network, where the engine brings the file.  It needs no package manager, no identity of the machine
 # that built the root file system, and no program that changes users.
 _FINISH = r"""set -eu
 rm -rf "$1"/etc/apt "$1"/var/lib/apt "$1"/var/cache "$1"/var/log "$1"/var/backups \
@@ -260,7 +260,7 @@ chmod 1777 "$1"/tmp
 find "$1" -xdev -type d -perm -0002 ! -path "$1"/tmp -exec chmod 0755 {} +
 grep -q '^job:' "$1"/etc/passwd || echo 'job:x:1000:1000::/work:/bin/sh' >> "$1"/etc/passwd
 grep -q '^job:' "$1"/etc/group || echo 'job:x:1000:' >> "$1"/etc/group
-printf '127.0.0.1\tlocalhost\n::1\tlocalhost\n' > "$1"/etc/hosts
+printf '127.0.0.1\tlocalhost cellblock\n::1\tlocalhost cellblock\n' > "$1"/etc/hosts
 find "$1" -xdev -type f -perm /6000 -exec chmod ug-s {} +
 """
 

@@ -331,8 +331,9 @@ class _GroupV1(Group):
             memory_cache_bytes=_flat_keyed(memory / "memory.stat")["cache"],
             processes_peak=_number(peak) if peak.exists() else None,
             oom_kills=_flat_keyed(memory / "memory.oom_control")["oom_kill"],
-            at_memory_limit=_number(memory / "memory.failcnt") > 0
-            and most >= _number(memory / "memory.limit_in_bytes") - _LARGEST_CHARGE_BYTES,
+            # By its usage: recent kernels (6.18) no longer count refusals in failcnt.
+            at_memory_limit=most
+            >= _number(memory / "memory.limit_in_bytes") - _LARGEST_CHARGE_BYTES,
             forks_refused=_flat_keyed(self._dirs["pids"] / "pids.events")["max"],
         )
 

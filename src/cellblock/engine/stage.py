@@ -226,11 +226,11 @@ class StageRun:
 
     def _settle_wall_time(self, ended: Ended, wall_time_s: float) -> None:
         """By the times of the program itself: it may have ended before this process had a look at the clock."""
+        if ended.ended_ns / 1e9 < self._killed_at:
+            self._violations.pop("wall_time_ms", None)
         allowed = self._stage.constraints.wall_time_ms
         if wall_time_s * 1000 >= allowed:
             self._violate("wall_time_ms", allowed, wall_time_s * 1000, "jobinit_clock")
-        elif ended.ended_ns / 1e9 < self._killed_at:
-            self._violations.pop("wall_time_ms", None)
 
     def _check_outputs(self, pipes: tuple[_Pipe, _Pipe]) -> None:
         for pipe in pipes:

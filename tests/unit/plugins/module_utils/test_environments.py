@@ -218,6 +218,20 @@ def test_builds_once_and_remembers(programs: Path, tmp_path: Path) -> None:
     assert (programs / "runs").read_text().count("run") == 2
 
 
+def test_what_a_root_file_system_is_left_with(tmp_path: Path) -> None:
+    for name in ("etc/apt", "run", "tmp/x", "var"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "etc/resolv.conf").write_text("nameserver 192.0.2.1\n")
+    for name in ("passwd", "group"):
+        (tmp_path / "etc" / name).write_text("root:x:0:\n")
+    subprocess.run(["sh", "-c", env._FINISH, "sh", tmp_path], check=True)
+    assert sorted(os.listdir(tmp_path / "etc")) == ["group", "hosts", "passwd"]
+    # Host names of jobs, as with a network: their own one, too.
+    known = [line.split() for line in (tmp_path / "etc/hosts").read_text().splitlines()]
+    assert known == [[address, "localhost", "cellblock"] for address in ("127.0.0.1", "::1")]
+    assert not list((tmp_path / "tmp").iterdir())
+
+
 def test_failed_build_leaves_only_its_log(programs: Path, tmp_path: Path) -> None:
     (programs / "fail").touch()
     cache = env.Cache(tmp_path / "cache", lambda suite: [])
