@@ -18,7 +18,8 @@ description:
     in one of them runs none.
   - Jobs leave nothing on the host, so that the task never reports a change.
   - The number of jobs that run at the same time is the host's; the rest waits.
-  - Cancelling the play ends the jobs.
+  - Cancelling the play ends the jobs, and so does killing ansible-playbook.
+    (Not with Docker's connection, nor those of an asynchronous task.)
 author: The Cellblock authors (@cellblock)
 extends_documentation_fragment:
   - cellblock.fleet.stage_constraints
@@ -187,13 +188,10 @@ results:
 
 import json
 import os
-import select
-import subprocess
-import sys
-import threading
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.cellblock.fleet.plugins.module_utils import _reader
 
 FAILING_VERDICTS = [
     "nonzero_exit",
@@ -239,7 +237,8 @@ def main() -> None:
         [params["executable"], command, "-"],
         data=json.dumps(jobs),
         binary_data=True,
-        before_communicate_callback=_end_with_the_play,
+        # Without the command its jobs end.
+        before_communicate_callback=lambda process: _reader.when_unread(process.kill),
     )
     results = [] if module.check_mode else _records(stdout)
     if status not in RECORDS_PRINTED or (len(results) != len(jobs) and not module.check_mode):
@@ -257,21 +256,6 @@ def main() -> None:
             msg=f"{len(failed)} of {len(results)} jobs failed: {', '.join(failed)}", results=results
         )
     module.exit_json(changed=False, results=results)
-
-
-def _end_with_the_play(command: subprocess.Popen[bytes]) -> None:
-    """Kills the command, and so its jobs, when nobody reads this module's output any more.
-
-    A cancelled play closes the connection; without a terminal the remote side gets no signal.
-    """
-
-    def watch() -> None:
-        output = select.poll()
-        output.register(sys.__stdout__.fileno() if sys.__stdout__ else 1, 0)
-        output.poll()  # no event was asked for: returns on an error or a hang-up only
-        command.kill()
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _records(stdout: str) -> list[dict[str, Any]]:

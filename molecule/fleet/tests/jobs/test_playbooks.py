@@ -267,8 +267,13 @@ def test_check_mode_runs_no_job(playbook: Playbook, tmp_path: Path) -> None:
     assert "Hello from C" not in done.stdout
 
 
-def test_cancelling_the_play_ends_the_job(
-    host: Any, start_playbook: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=lambda end: end.name)
+def test_the_job_ends_with_its_play(
+    host: Any,
+    start_playbook: Callable[..., subprocess.Popen[bytes]],
+    tmp_path: Path,
+    slowness: int,
+    end: signal.Signals,
 ) -> None:
     path = tmp_path / "long.json"
     stage = {"name": "run", "command": ["sleep", "135791"], "constraints": {"wall_time_ms": "2min"}}
@@ -276,9 +281,9 @@ def test_cancelling_the_play_ends_the_job(
     running = "pgrep -fx 'sleep 135791'"
     with start_playbook("run-job.yml", "-e", f"job={path}", "--limit", "slave1") as play:
         assert waits_for(lambda: host.run(running).rc == 0), "the job did not start"
-        play.send_signal(signal.SIGINT)
+        play.send_signal(end)
         play.wait(timeout=30)
-    assert waits_for(lambda: host.run(running).rc == 1), "the job outlived its play"
+    assert waits_for(lambda: host.run(running).rc == 1, 2 * slowness), "the job outlived its play"
 
 
 def waits_for(condition: Callable[[], bool], seconds: float = 30) -> bool:
