@@ -262,6 +262,7 @@ def _run_in(namespace: int, command: list[str]) -> NoReturn:
 def _serve(options: argparse.Namespace) -> int:
     # Clients start often and need none of it: half of their time would go into loading it.
     from .host import DEFAULT_CONFIG_PATH, Host
+    from .proof import prove
     from .run import Engine
     from .runner import Runner
     from .service import listen_fd, serve
@@ -273,6 +274,7 @@ def _serve(options: argparse.Namespace) -> int:
     host = Host.load(path)
     runner = Runner(host)
     runner.bound_memory(host.service_memory_bytes)
+    prove(host, runner)
     # First of all: what it starts must have no thread, and nothing of what comes later.
     fork_server = ForkServer(runner, not_theirs=[listener])
     workers = Workers(fork_server, runner, kept=host.parallel_jobs)

@@ -48,6 +48,7 @@ class _Run:
     admitted: AdmittedJob
     slots: Slots
     cancelled: Callable[[], bool]
+    report: bool
 
     @property
     def job(self) -> Job:
@@ -75,14 +76,19 @@ class Runner:
         self._hierarchy.bound_supervisor(memory_bytes)
 
     def run(
-        self, admitted: AdmittedJob, slots: Slots, cancelled: Callable[[], bool] = lambda: False
+        self,
+        admitted: AdmittedJob,
+        slots: Slots,
+        cancelled: Callable[[], bool] = lambda: False,
+        *,
+        report: bool = True,
     ) -> JobResult:
-        """Runs every stage and returns the record.
+        """Runs every stage and returns the record; with ``report``, the journal is told of limits that were hit.
 
         ``cancelled`` is asked often; once it is true the job is ended and :class:`Cancelled` raised.
         """
         try:
-            stages, collected = self._run_stages(_Run(admitted, slots, cancelled))
+            stages, collected = self._run_stages(_Run(admitted, slots, cancelled, report))
         except OSError as problem:
             raise InternalError(
                 problem.filename or "scratch",
@@ -123,7 +129,7 @@ class Runner:
                     results.append(StageResult(stage.name, Verdict.SKIPPED, stage.constraints))
                     continue
                 result = self._run_stage(run, stage, scratch)
-                for violation in result.violations:
+                for violation in result.violations if run.report else ():
                     _report(run, stage, violation)
                 all_well = all_well and result.verdict is Verdict.OK
                 results.append(result)

@@ -245,3 +245,39 @@ print(json.dumps([first, answer(connection)]))
     first, then = on_host(host, program)
     assert "error" in first, first
     assert then == {"result": {}}
+
+
+@pytest.mark.kernel
+def test_where_the_services_memory_ends_a_task_does_and_not_the_service(
+    host: Any, slowness: int
+) -> None:
+    program = r"""
+import glob
+(limit,) = [
+    path for path in glob.glob("/sys/fs/cgroup/**/cellblock.service/supervisor/memory.*", recursive=True)
+    if path.endswith(("/memory.max", "/memory.limit_in_bytes"))
+]
+before = open(limit).read()
+main = service()
+with open(limit, "w") as file:
+    file.write(str(120 * 2**20))
+try:
+    large = request({**job("true"), "files": {"big": {"text": "x" * (50 * 2**20)}}}, op="check")
+    connection = connect()
+    connection.sendall(large)
+    refused = answer(connection)
+    connection = connect()
+    connection.sendall(request(job("true")))
+    record = answer(connection)
+finally:
+    with open(limit, "w") as file:
+        file.write(before)
+connection = connect()
+connection.sendall(large)
+print(json.dumps([refused, record, answer(connection), main == service()]))
+"""
+    refused, record, accepted, is_same = on_host(host, program)
+    assert "could not be taken apart" in refused["error"]["text"]
+    assert record["result"]["verdict"] == "ok"
+    assert accepted == {"result": {}}
+    assert is_same
