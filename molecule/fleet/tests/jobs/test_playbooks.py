@@ -293,3 +293,18 @@ def waits_for(condition: Callable[[], bool], seconds: float = 30) -> bool:
             return True
         time.sleep(0.2)
     return False
+
+
+def test_an_environment_that_cannot_be_built_leaves_the_others(
+    host: Any, playbook: Playbook
+) -> None:
+    before = host.file("/etc/cellblock/environments.json").content_string
+    extra = {"environments_extra": {"odd": {"description": "odd", "packages": ["no-such-package"]}}}
+    done = playbook("site.yml", "--tags", "environments", "-e", json.dumps(extra))
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0
+    assert "Environment 'odd': Debian bookworm has no package 'no-such-package'" in said
+    # The last play says it, and nothing else failed or was changed.
+    assert "Name the environments that could not be built" in said.split("PLAY")[-2]
+    assert host.file("/etc/cellblock/environments.json").content_string == before
+    assert {"base", "c", "python"} <= set(host.file("/var/lib/cellblock/environments").listdir())
