@@ -14,8 +14,8 @@ version_added: 0.1.0
 description:
   - Runs one job or a list of jobs in nsjail on the host and returns one record per job.
   - A job that fails is a result, not a failed task, unless O(fail_on) says so.
-  - The jobs go to the host in one request; all are checked before the first is run, so that a mistake
-    in one of them runs none.
+  - All jobs are checked before the first is run, so that a mistake in one of them runs none
+    (with O(in_rounds) of a round; check all of them before, in check mode).
   - Jobs leave nothing on the host, so that the task never reports a change.
   - The number of jobs that run at the same time is the host's; the rest waits.
   - Cancelling the play ends the jobs, and so does killing ansible-playbook.
@@ -49,6 +49,17 @@ options:
     elements: str
     choices: [nonzero_exit, signaled, limit_exceeded, not_started, host_overloaded, internal_error]
     default: []
+  in_rounds:
+    description:
+      - Bring O(jobs) to the host in rounds of some seconds, instead of all at once.
+      - When the host is lost, or a round fails, the records of the rounds before are returned as RV(results) all the same.
+    type: bool
+    default: false
+  records_file:
+    description:
+      - File on the controller for the records of O(in_rounds), a line of JSON for each, written after every round.
+      - It is made anew. Records that make no sense are left out.
+    type: path
   executable:
     description: The C(cellblock) command on the host.
     type: path
@@ -217,6 +228,9 @@ def main() -> None:
                 "default": [],
             },
             "executable": {"type": "path", "default": "/usr/local/bin/cellblock"},
+            # The action's, which takes them away.
+            "in_rounds": {"type": "bool", "default": False},
+            "records_file": {"type": "path"},
         },
         mutually_exclusive=[("job", "jobs")],
         required_one_of=[("job", "jobs")],

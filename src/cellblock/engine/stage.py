@@ -12,13 +12,15 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from ..errors import Cancelled
-from ..job_network.slots import Slot, Traffic
-from . import cgroup
+from ..job_network.slots import Traffic
+from . import cgroup, content
+from .content import Content
 from .jail import Begun, Ended, Failed, Gone, Jail
 from .job import Stage
 from .result import Outcome, Output, StageResult, Usage, Violation
@@ -28,6 +30,21 @@ KILL_GRACE_S = 0.5
 _NETWORK_CHECK_S = 0.1
 """How often a running stage's byte quota is looked at; the quota itself holds to the packet."""
 _READ_SIZE = 65_536
+
+
+class StageNetwork(Protocol):
+    """The slot that a stage has to itself."""
+
+    @property
+    def namespace(self) -> int:
+        """Descriptor of its network namespace."""
+
+    @property
+    def files(self) -> Sequence[tuple[Path, str]]:
+        """Files of the host, and the files of the root that they are bound over."""
+
+    def traffic(self) -> Traffic:
+        """What has gone through it."""
 
 
 @dataclass
@@ -64,7 +81,7 @@ class StageRun:
         default_path: str,
         jail: Jail,
         group: cgroup.Group,
-        network: Slot | None,
+        network: StageNetwork | None,
         cancelled: Callable[[], bool],
     ) -> None:
         self._network = network
@@ -269,14 +286,13 @@ class StageRun:
         )
 
 
-def _input(data: bytes) -> int:
+def _input(data: Content) -> int:
     """A descriptor from which ``data`` can be read, and nothing be written."""
     if not data:
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     writable = os.memfd_create("stdin", os.MFD_CLOEXEC)
     try:
-        with open(writable, "wb", closefd=False) as target:
-            target.write(data)
+        content.write(data, writable)
         os.fchmod(writable, 0o444)  # the job can open it anew (/dev/stdin), and not for writing
         return os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
     finally:

@@ -113,3 +113,20 @@ def test_a_restart_is_complete(host: Any) -> None:
         f"systemctl restart cellblock && printf %s '{json.dumps(job)}' | cellblock run -"
     )
     assert json.loads(done.stdout)["stages"][0]["stdout"]["text"] == "back\n"
+
+
+@pytest.mark.kernel
+def test_a_service_does_not_start_on_a_host_that_breaks_a_promise(
+    host: Any, slowness: int, submit: Callable[..., dict[str, Any]]
+) -> None:
+    # With something mounted over a part of /proc the kernel gives no jail one of its own.
+    host.check_output("mount -t tmpfs over /proc/tty")
+    try:
+        start = host.run("systemctl restart cellblock")
+        journal = host.check_output("journalctl -u cellblock --since -60s -o cat")
+    finally:
+        host.check_output("umount /proc/tty; systemctl restart cellblock")
+    assert start.rc != 0
+    assert "does not keep a promise (start: a stage runs" in journal, journal
+    job = {"environment": "base", "stages": [{"name": "run", "command": ["true"]}]}
+    assert submit(job)["verdict"] == "ok"
