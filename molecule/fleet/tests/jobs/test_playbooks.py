@@ -45,6 +45,11 @@ def test_the_examples(examples: tuple[str, dict[str, Any]]) -> None:
         "Hello, operator, from Python 3.11"
         in records["hello-python"]["stages"][0]["stdout"]["text"]
     )
+    assert [stage["verdict"] for stage in records["numpy"]["stages"]] == ["ok", "ok"], records[
+        "numpy"
+    ]
+    assert records["numpy"]["stages"][1]["stdout"]["text"] == "[0.8, 1.4]\n"
+    assert records["package-cache"]["stages"][0]["verdict"] == "ok"
     aborted = records["abort"]["stages"][0]
     assert (aborted["signal"], aborted["exit_code"]) == ({"name": "SIGABRT", "number": 6}, None)
     exited = records["exit-137"]["stages"][0]
