@@ -11,7 +11,7 @@ import pytest
 
 testinfra_hosts = ["ansible://slave1"]
 
-KILLS = 50
+KILLS = 60
 BATCH = 8
 
 # Runs on the slave. Prints one JSON object per kill.
@@ -81,9 +81,9 @@ for number in range(KILLS):
 
 @pytest.mark.kernel
 def test_killed_at_random_moments(
-    host: Any, slowness: int, repetitions: Callable[[int], int]
+    host: Any, slowness: int, repetitions: Callable[[int], int], thorough: bool
 ) -> None:
-    count = repetitions(KILLS)
+    count = repetitions(KILLS if thorough else KILLS // 3)
     batch = BATCH if slowness == 1 else BATCH // 2
     encoded = base64.b64encode(DRIVER.encode()).decode()
     done = host.run(
