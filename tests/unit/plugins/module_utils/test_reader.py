@@ -118,6 +118,7 @@ def test_a_killed_playbook_leaves_nothing(
         [
             *(Path(sys.executable).with_name("ansible-playbook"), "--connection=local"),
             *("--inventory=localhost,", tmp_path / "play.yml"),
+            f"--extra-vars=ansible_python_interpreter={sys.executable}",
         ],
         env={**os.environ, "ANSIBLE_CONFIG": str(tmp_path / "ansible.cfg")},
         stdin=subprocess.DEVNULL,
