@@ -30,6 +30,7 @@ Run = Callable[[list[str]], tuple[int, str, str]]
 
 UNIT = "docker.service"
 DATA_ROOT = "/var/lib/docker"
+DROP_INS = "/etc/systemd/system/docker.service.d"
 # The packages of an engine: the distribution's, and those of Docker's own archive.
 ENGINES = {"distribution": "docker.io", "upstream": "docker-ce"}
 # Interfaces that engines make themselves.
@@ -484,11 +485,9 @@ class Host:
     # --- Its engine's life ---
 
     def outdated(self, daemon: str, unit: Mapping[str, str]) -> bool:
-        """Whether the engine began before its configuration was written."""
-        try:
-            written = self.path(daemon).stat().st_mtime
-        except FileNotFoundError:
-            return False
+        """Whether the engine began before its configuration, or a drop-in of its unit, was written."""
+        files = [self.path(daemon), *self.path(DROP_INS).glob("*.conf")]
+        written = max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
         began = int(unit.get("ExecMainStartTimestampMonotonic") or 0) / 1e6
         return time.time() - time.monotonic() + began < written
 
