@@ -122,6 +122,7 @@ problems:
 import json  # noqa: E402
 import os  # noqa: E402
 import shutil  # noqa: E402
+import stat  # noqa: E402
 import tempfile  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -144,6 +145,21 @@ from ansible_collections.cellblock.fleet.plugins.module_utils._docker_engine imp
 )
 
 FORWARDING = "/proc/sys/net/ipv4/ip_forward"
+# containerd makes it, and leaves it.
+CNI = "/etc/cni"
+
+
+def owned(path: Path) -> list[int] | None:
+    """A directory's mode and owner; None where there is none."""
+    if not path.is_dir():
+        return None
+    state = path.stat()
+    return [stat.S_IMODE(state.st_mode), state.st_uid, state.st_gid]
+
+
+def remove_empty(path: Path) -> None:
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
 
 
 class Task:
@@ -236,6 +252,8 @@ class Task:
                 is not None,
                 "ip_forward": (host.read(FORWARDING) or "").strip(),
                 "tables": host.tables(),
+                "cni": Path(CNI).is_dir(),
+                "data": owned(Path(DATA_ROOT)),
             }
         if new != found or text is None:
             self.done.append(f"{self.path} is written")
@@ -360,11 +378,17 @@ class Task:
         host.remove_empty_tables(record.host["tables"])
         for place in (data, "/var/lib/containerd") if data == DATA_ROOT else (DATA_ROOT,):
             self.empty(Path(place))
+        if record.host["data"] and Path(DATA_ROOT).is_dir():
+            mode, user, group = record.host["data"]
+            os.chown(DATA_ROOT, user, group)
+            os.chmod(DATA_ROOT, mode)
+        if not record.host["cni"]:
+            remove_empty(Path(CNI) / "net.d")
+            remove_empty(Path(CNI))
         self.write(Path(self.path), format_daemon(new) if new else None)
         Path(self.path).with_name("key.json").unlink(missing_ok=True)
-        folder = Path(self.path).parent
-        if not record.host["directory"] and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        if not record.host["directory"]:
+            remove_empty(Path(self.path).parent)
         # Never up: who else may want it by now is not known here.
         if record.host["ip_forward"] == "0" and not list(
             Path("/etc/sysctl.d").glob("*cellblock-jobs.conf")

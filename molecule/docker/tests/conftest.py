@@ -16,7 +16,7 @@ import pytest
 import testinfra
 
 IMAGE = "tiny"
-PROGRAMS = ("sh", "cat", "echo", "httpd", "id", "nc", "sleep", "true", "wget")
+PROGRAMS = ("sh", "cat", "echo", "httpd", "id", "nc", "sleep", "timeout")
 # Tries each target over and over until it is told to end; prints how often it succeeded and failed.
 WATCH = """
 import json, socket, sys, threading, time
@@ -69,11 +69,14 @@ class Lab:
         return self.run(host, f"python3 -c '{program.replace(chr(39), chr(34))}'").returncode == 0
 
     def container_reaches(self, host: str, container: str, address: str, port: int) -> bool:
-        ask = f"docker exec {container} timeout 3 nc -w 2 {address} {port} </dev/null"
-        return self.run(host, ask).returncode == 0
+        request = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | timeout 3 nc {address} {port}"
+        done = self.run(host, f'docker exec {container} sh -c "{request}"')
+        return "HTTP/1" in done.stdout
 
-    def watch(self, host: str, **targets: tuple[str, int]) -> Watch:
-        return Watch(self.command(host, "python3", "-c", WATCH, json.dumps(targets)))
+    def watch(self, host: str, *before: str, **targets: tuple[str, int]) -> Watch:
+        """``before`` is what the program is started by."""
+        command = self.command(host, *before, "python3", "-c", WATCH, json.dumps(targets))
+        return Watch(command)
 
     def listen(self, host: str, port: int, address: str = "::") -> None:
         self.output(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,8 @@ def removed(playbook: Playbook, lab: Any, image: str) -> Any:
     lab.output("slave1", f"docker run -d --name left {image} sleep 600; docker network create left")
     refused = playbook("remove.yml", "--limit", "slave1")
     assert refused.returncode != 0
-    assert "1 containers, 1 images and 0 volumes, which would be lost" in " ".join(
-        refused.stdout.split()
-    )
+    told = " ".join(refused.stdout.split())
+    assert re.search("has 1 containers, [0-9]+ images and 0 volumes, which would be lost", told)
     assert "changed=0" in refused.stdout
     done = playbook("remove.yml", "--limit", "slave1,slave2", "-e", "remove_data=true")
     assert done.returncode == 0, done.stdout[-5000:]
