@@ -160,7 +160,8 @@ def job(lab: Any) -> Iterator[str]:
     )
     yield address
     lab.run(
-        "slave2", f"ip netns del {JOB_NAMESPACE}; ip link del cbjtest; nft delete table ip test_nat"
+        "slave2",
+        f"ip netns del {JOB_NAMESPACE}; umount /run/netns; ip link del cbjtest; nft delete table ip test_nat",
     )
 
 
