@@ -35,6 +35,8 @@ DROP_INS = "/etc/systemd/system/docker.service.d"
 ENGINES = {"distribution": "docker.io", "upstream": "docker-ce"}
 # Interfaces that engines make themselves.
 OWN_INTERFACE = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}|veth.*")
+# Whom an engine makes for userns-remap: default.
+REMAP_USER = "dockremap"
 # The ids that a container may use.
 SUBORDINATE_IDS = 65536
 MISSING = object()
@@ -219,7 +221,7 @@ def subordinate_problem(remap: str, read: Callable[[str], str | None]) -> str | 
     """Why the engine cannot map users to subordinate ids of ``remap`` (userns-remap)."""
     user, _, group = remap.partition(":")
     if user == "default":
-        user = "dockremap"
+        user = REMAP_USER
     accounts = {
         line.split(":")[0]: line.split(":")[2]
         for line in (read("/etc/passwd") or "").splitlines()
@@ -350,6 +352,11 @@ class Host:
             return json.loads(body)
         except ValueError:
             return body.decode(errors="replace")
+
+    def has_user(self, name: str) -> bool:
+        return any(
+            line.startswith(f"{name}:") for line in (self.read("/etc/passwd") or "").splitlines()
+        )
 
     def unit(self) -> dict[str, str]:
         """Properties of the engine's unit."""

@@ -130,6 +130,7 @@ from typing import Any  # noqa: E402
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 from ansible_collections.cellblock.fleet.plugins.module_utils._docker_engine import (  # noqa: E402
     DATA_ROOT,
+    REMAP_USER,
     UNIT,
     EngineError,
     Host,
@@ -254,6 +255,7 @@ class Task:
                 "tables": host.tables(),
                 "cni": Path(CNI).is_dir(),
                 "data": owned(Path(DATA_ROOT)),
+                "remap_user": host.has_user(REMAP_USER),
             }
         if new != found or text is None:
             self.done.append(f"{self.path} is written")
@@ -387,6 +389,9 @@ class Task:
             remove_empty(Path(CNI))
         self.write(Path(self.path), format_daemon(new) if new else None)
         Path(self.path).with_name("key.json").unlink(missing_ok=True)
+        if not record.host["remap_user"] and host.has_user(REMAP_USER):
+            # Its group and its subordinate ids go with it.
+            self.module.run_command(["userdel", REMAP_USER])
         if not record.host["directory"]:
             remove_empty(Path(self.path).parent)
         # Never up: who else may want it by now is not known here.

