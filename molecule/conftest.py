@@ -172,9 +172,11 @@ def verify_isolation(
         reports = tmp_path_factory.mktemp("reports")
         where = ("-e", f"verify_isolation_report_dir={reports}")
         done = playbook("verify-isolation.yml", *where, *arguments)
-        path = reports / "isolation.json"
+        # Of one fleet; there is none when the run was refused.
+        latest = next(reports.glob("*/latest"), reports / "none")
+        path = latest / "isolation.json"
         report = json.loads(path.read_text()) if path.exists() else {}
-        return Isolation(done.returncode, done.stdout, reports, report)
+        return Isolation(done.returncode, done.stdout, latest, report)
 
     return run
 

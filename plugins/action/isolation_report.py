@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shutil
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.text imp
 # Sentences under the matrix, and in the task's result; the files have all.
 SHOWN = 40
 QUOTED = 5
+# Runs of one fleet that may end in the same second.
+PER_SECOND = 100
 
 
 class ActionModule(ActionBase):
@@ -65,7 +70,7 @@ class ActionModule(ActionBase):
         )
         run = report.Run(args["name"], datetime.now(timezone.utc))
         files = write(judged, run, Path(args["dest"]))
-        show(judged)
+        show(judged, files[0])
         differences = judged.differences()
         result = {**nothing, "changed": True, "counts": judged.counts, "files": files}
         if not judged.is_green:
@@ -78,31 +83,57 @@ class ActionModule(ActionBase):
 
 
 def write(judged: verdict.Report, run: report.Run, dest: Path) -> list[str]:
-    """The three files; each is complete or not there at all."""
+    """The three files in a directory of this run alone, which is complete or not there at all, and to
+    which the fleet's `latest` leads. Evidence of an earlier run is never written over.
+    """
     # Ansible itself may have changed to the playbook's directory.
-    directory = Path(os.environ.get("PWD") or ".") / dest
+    fleet = Path(os.environ.get("PWD") or ".") / dest / directory_name(run.fleet_name)
     as_json = report.to_json(judged, run)
-    written = []
+    texts = {
+        "isolation.html": report.to_html(judged, run, as_json),
+        "isolation.json": as_json,
+        "isolation.svg": report.to_svg(judged),
+    }
+    partial = fleet / f".{os.getpid()}.partial"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, text in (
-            ("isolation.html", report.to_html(judged, run, as_json)),
-            ("isolation.json", as_json),
-            ("isolation.svg", report.to_svg(judged)),
-        ):
-            partial = directory / f".{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(directory / name)
-            written.append(str(directory / name))
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            for name, text in texts.items():
+                (partial / name).write_text(text, encoding="utf-8")
+            directory = place(partial, fleet, run.created.strftime("%Y-%m-%dT%H%M%SZ"))
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        link = fleet / f".{os.getpid()}.latest"
+        link.symlink_to(directory.name)
+        link.replace(fleet / "latest")
     except OSError as problem:
         raise AnsibleActionFail(
-            f"{directory} cannot be written ({problem.strerror}); choose another dest."
+            f"{fleet} cannot be written ({problem.strerror}); choose another dest."
         ) from None
-    return written
+    return [str(directory / name) for name in texts]
 
 
-def show(judged: verdict.Report) -> None:
+def directory_name(fleet: str) -> str:
+    """The fleet's name as one that a directory can have, whatever inventory it was taken from."""
+    return re.sub(r"[^\w.-]+|^\.+", "_", fleet) or "_"
+
+
+def place(partial: Path, fleet: Path, moment: str) -> Path:
+    """Renames the directory after the moment; with a number when another run of that second has it."""
+    for number in range(1, PER_SECOND + 1):
+        directory = fleet / (moment if number == 1 else f"{moment}-{number}")
+        try:
+            return partial.rename(directory)
+        except OSError as problem:
+            # rename(2) replaces an empty directory, and says one of these of any other.
+            if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST) or number == PER_SECOND:
+                raise
+    raise AssertionError  # not reached
+
+
+def show(judged: verdict.Report, page: str) -> None:
     """The matrix as it is: a callback would quote it line by line. The log gets no colours."""
     display = Display()
     display.display("\n" + report.to_text(judged, bool(ANSIBLE_COLOR), SHOWN), screen_only=True)
-    display.display(report.to_text(judged, False), log_only=True)
+    display.display(f"Report: {page}", screen_only=True)
+    display.display(f"{report.to_text(judged, False)}\nReport: {page}", log_only=True)

@@ -28,7 +28,9 @@ notes:
   - C(stack_bytes) in bytes, default 8388608, maximum 1073741824. Stack of the main thread of each
     process. Enforced by RLIMIT_STACK.
   - C(file_size_bytes) in bytes, default 16777216, maximum 1073741824. Size of any one file that
-    the stage writes. Enforced by RLIMIT_FSIZE.
+    the stage writes. The kernel refuses what is beyond with SIGXFSZ, or EFBIG where that is
+    ignored, as by Python; it counts neither, so that a stage whose child met the limit has no
+    violation, and a message such as gcc's "internal compiler error". Enforced by RLIMIT_FSIZE.
   - C(scratch_bytes) in bytes, default 67108864, maximum 1073741824. Everything in /work and /tmp
     together. Counts in memory_bytes too. Enforced by tmpfs size.
   - C(scratch_files) in count, default 4096, maximum 65536. Files and directories in /work and

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from ansible.parsing.dataloader import DataLoader
 from ansible.template import trust_as_template
 from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.fleet import (
     model,
     variables,
 )
-
-ROLES_DIR = Path(__file__).resolve().parents[2] / "roles"
+from ansible_collections.cellblock.fleet.plugins.plugin_utils.role_variables import role_variables
 
 
 def trusted(value: str) -> str:
@@ -35,22 +31,10 @@ def slave_problem(groups: Mapping[str, Sequence[str]], host: str) -> str:
     return model.slave_problem(host, groups) or ""
 
 
-@cache
-def _role_variables() -> tuple[frozenset[str], frozenset[str]]:
-    """What the roles document, and what their variables begin with."""
-    names: set[str] = set()
-    prefixes: set[str] = set()
-    for path in ROLES_DIR.glob("*/meta/argument_specs.yml"):
-        prefixes.add(f"{path.parents[1].name}_")
-        entry_points = DataLoader().load_from_file(str(path))["argument_specs"]
-        names.update(name for entry in entry_points.values() for name in entry.get("options", {}))
-    return frozenset(names), frozenset(prefixes)
-
-
 def variable_problems(hosts: Iterable[str], hostvars: Mapping[str, Any]) -> list[str]:
     """A sentence for each variable of `hosts` that nothing reads (``fleet.variables.variable_problems``)."""
     return variables.variable_problems(
-        {host: list(hostvars[host]) for host in hosts}, *_role_variables()
+        {host: list(hostvars[host]) for host in hosts}, *role_variables()
     )
 
 

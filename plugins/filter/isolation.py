@@ -48,7 +48,9 @@ def probe_plan(
     except FleetError as problem:
         raise AnsibleFilterError(str(problem)) from None
     except ValueError as problem:
-        raise AnsibleFilterError(f"verify_isolation_vantages: {problem}") from None
+        raise AnsibleFilterError(
+            f"verify_isolation_vantages: {problem}; name some of these, or leave it out"
+        ) from None
     return {
         "request": request,
         "hosts": list(involved_hosts(plan.fleet)),
@@ -56,6 +58,15 @@ def probe_plan(
         "listeners": plan.listeners(),
         "siblings": plan.siblings(),
     }
+
+
+def probe_plan_problem(data: Mapping[str, Any], vantages: Any = None) -> str:
+    """Why there is no such plan, as probe_plan would say it; empty when there is one."""
+    try:
+        probe_plan(data, vantages)
+    except AnsibleFilterError as problem:
+        return str(problem)
+    return ""
 
 
 def probe_targets(
@@ -154,5 +165,6 @@ class FilterModule:
         return {
             "probe_observations": probe_observations,
             "probe_plan": probe_plan,
+            "probe_plan_problem": probe_plan_problem,
             "probe_targets": probe_targets,
         }

@@ -32,27 +32,41 @@ def read_jobs(paths: str | Sequence[str]) -> list[dict[str, Any]]:
     """Job files (a path or a list of paths) as jobs for sandbox_job, with the files that they name.
 
     Paths are relative to the directory that ansible-playbook was started in. Every job is checked
-    as far as that is possible without a host. Raises AnsibleFilterError naming the file and field.
+    as far as that is possible without a host. Raises AnsibleFilterError naming file and field of
+    each that is wrong.
     """
+    jobs, problems = _read(paths)
+    if problems:
+        raise AnsibleFilterError("\n".join(problems))
+    return jobs
+
+
+def job_problems(paths: Any) -> list[str]:
+    """A sentence for each of these job files that read_jobs would refuse."""
+    return _read(paths)[1]
+
+
+def _read(paths: Any) -> tuple[list[dict[str, Any]], list[str]]:
     if isinstance(paths, str):
         paths = [paths]
     if not isinstance(paths, Sequence) or not paths or not all(isinstance(p, str) for p in paths):
-        raise AnsibleFilterError(
-            f"job is {paths!r}, not a job file; write -e job=jobs/hello-c.yml, or a list of files"
-        )
-    jobs = []
+        said = "job is not set" if paths is None else f"job is {paths!r}, not a job file"
+        return [], [f"{said}; write -e job=jobs/hello-c.yml, or a list of files"]
+    jobs: list[dict[str, Any]] = []
+    problems = []
     for path in paths:
         try:
             data = load_job_data(Path(path))
             parse_job(data)
         except InvalidJobError as problem:
             where = "" if problem.subject == path else f"{path}: "
-            raise AnsibleFilterError(f"{where}{problem}") from None
+            problems.append(f"{where}{problem}")
         except CellblockError as problem:
-            raise AnsibleFilterError(str(problem)) from None
-        # A job without a name of its own is known by its file's.
-        jobs.append({"name": Path(path).stem, **data})
-    return jobs
+            problems.append(str(problem))
+        else:
+            # A job without a name of its own is known by its file's.
+            jobs.append({"name": Path(path).stem, **data})
+    return jobs, problems
 
 
 def share_jobs(
@@ -106,6 +120,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "read_jobs": read_jobs,
+            "job_problems": job_problems,
             "maxima_problem": maxima_problem,
             "refusals": refusals,
             "collect_records": collect_records,

@@ -227,18 +227,15 @@ def _of_architecture(archives: object, architecture: str) -> list[Mapping[str, A
 # --- The recipe -----------------------------------------------------------------------------------
 
 # Essential packages are a complete POSIX environment in which every other package's scripts can
-# run.  Recommended packages, documentation and translations are of no use to a job.  The merged-usr
+# run.  Recommended packages are of no use to a job.  Documentation and translations neither, but
+# scripts of packages count on them (alternatives that link manual pages, files that are copied from
+# examples), so they go when all is configured and not by dpkg's path-exclude.  The merged-usr
 # hook keeps Perl's full library out, which would come only to convert a layout that a fresh root
 # file system does not have.
 _OPTIONS = (
     "--variant=essential",
     "--aptopt=APT::Install-Recommends false",
     "--aptopt=APT::Install-Suggests false",
-    "--dpkgopt=path-exclude=/usr/share/doc/*",
-    "--dpkgopt=path-exclude=/usr/share/info/*",
-    "--dpkgopt=path-exclude=/usr/share/lintian/*",
-    "--dpkgopt=path-exclude=/usr/share/locale/*",
-    "--dpkgopt=path-exclude=/usr/share/man/*",
     "--dpkgopt=force-unsafe-io",
 )
 _MERGED_USR_HOOKS = "/usr/share/mmdebstrap/hooks/merged-usr"
@@ -246,11 +243,12 @@ _MERGED_USR_HOOKS = "/usr/share/mmdebstrap/hooks/merged-usr"
 # Runs on the controller with the root file system as "$1", after all packages are configured, and
 # replaces mmdebstrap's own cleaning, which expects apt's files to be there still.
 # /work, /tmp, /mnt, /proc and /dev are what the engine mounts over; a read-only root file system
-# cannot grow them later.  A job needs no package manager, no identity of the machine
+# cannot grow them later.  A job's host name resolves as with a network, where the engine brings the file.  It needs no package manager, no identity of the machine
 # that built the root file system, and no program that changes users.
 _FINISH = r"""set -eu
 rm -rf "$1"/etc/apt "$1"/var/lib/apt "$1"/var/cache "$1"/var/log "$1"/var/backups \
-  "$1"/var/lib/systemd "$1"/usr/share/info "$1"/usr/share/doc "$1"/usr/share/man
+  "$1"/var/lib/systemd "$1"/usr/share/info "$1"/usr/share/doc "$1"/usr/share/man \
+  "$1"/usr/share/lintian "$1"/usr/share/locale
 find "$1"/run "$1"/tmp -xdev -mindepth 1 -delete
 rm -f "$1"/etc/hostname "$1"/etc/resolv.conf "$1"/etc/machine-id "$1"/var/lib/dbus/machine-id \
   "$1"/etc/passwd- "$1"/etc/group- "$1"/etc/shadow- "$1"/etc/gshadow- \
@@ -262,7 +260,7 @@ chmod 1777 "$1"/tmp
 find "$1" -xdev -type d -perm -0002 ! -path "$1"/tmp -exec chmod 0755 {} +
 grep -q '^job:' "$1"/etc/passwd || echo 'job:x:1000:1000::/work:/bin/sh' >> "$1"/etc/passwd
 grep -q '^job:' "$1"/etc/group || echo 'job:x:1000:' >> "$1"/etc/group
-printf '127.0.0.1\tlocalhost\n::1\tlocalhost\n' > "$1"/etc/hosts
+printf '127.0.0.1\tlocalhost cellblock\n::1\tlocalhost cellblock\n' > "$1"/etc/hosts
 find "$1" -xdev -type f -perm /6000 -exec chmod ug-s {} +
 """
 
@@ -354,8 +352,9 @@ def command_line(
     ]
 
 
-# What mmdebstrap or apt prints -> what to tell the operator; the first match counts.
-_FAILURES = (
+# What mmdebstrap or apt prints -> what to tell the operator; the first match counts, those of this
+# machine before what a package says, whose script may print anything.
+_OF_THIS_MACHINE = (
     (
         r"can neither be executed natively nor via qemu|Exec format error",
         "this machine cannot run {architecture} programs; install the package 'qemu-user-static', "
@@ -365,6 +364,8 @@ _FAILURES = (
         r"No space left on device",
         "the disk is full at {directory} or in the directory for temporary files; free some space",
     ),
+)
+_OF_THE_MIRROR = (
     (
         r"NO_PUBKEY|is not signed",
         "the signature of the Debian archive cannot be verified; install the package "
@@ -372,12 +373,12 @@ _FAILURES = (
     ),
     (
         r"does not have a Release file",
-        "the mirror has no release '{suite}'; correct 'suite' or 'mirror'",
+        "the mirror has no release '{suite}'; correct 'environments_suite' or 'environments_mirror'",
     ),
     (
         r"Could not (?:resolve|connect)|Temporary failure|Failed to fetch|Connection refused",
         "packages could not be downloaded; check this machine's network and the mirror in its apt "
-        "configuration, or set 'mirror' (log: {log})",
+        "configuration, or set 'environments_mirror' (log: {log})",
     ),
 )
 _UNKNOWN_PACKAGE = (
@@ -385,29 +386,68 @@ _UNKNOWN_PACKAGE = (
     r"Package '?([^\s']+)'? has no installation candidate",
     r"Couldn't find any package by \w+ '([^\s']+)'",
 )
+# dpkg names the package, or the file that it comes in.
+_FAILED_PACKAGE = re.compile(
+    r"^dpkg: error processing (?:package|archive) (?:\S*/)?(?:\d+-)?([a-z0-9][a-z0-9+.-]+).*$", re.M
+)
+_BEGINS_A_PACKAGE = re.compile(r"Setting up |Preparing to unpack |Processing triggers for ")
+_UNMET = re.compile(r"^The following packages have unmet dependencies:(?:\n .*)*(?:\nE: .*)?", re.M)
+_MOST_LINES = 12
+_LONGEST_LINE = 300
 
 
 def explain_failure(archive: Archive, output: str, log: Path) -> str:
-    """One sentence with the remedy for what mmdebstrap and apt printed."""
+    """One sentence with the remedy for what mmdebstrap and apt printed; of a package that could not
+    be installed, its last lines below."""
     prefix = f"Environment '{archive.definition.name}': "
+
+    def known(failures: Sequence[tuple[str, str]]) -> str | None:
+        for pattern, text in failures:
+            if re.search(pattern, output):
+                explained = text.format(
+                    architecture=archive.architecture,
+                    suite=archive.suite,
+                    directory=log.parent,
+                    log=log,
+                )
+                return f"{prefix}{explained}."
+        return None
+
     for pattern in _UNKNOWN_PACKAGE:
         if found := re.search(pattern, output):
             return (
                 f"{prefix}Debian {archive.suite} has no package '{found[1]}' for "
                 f"{archive.architecture}; correct the environment's 'packages'."
             )
-    for pattern, text in _FAILURES:
-        if re.search(pattern, output):
-            explained = text.format(
-                architecture=archive.architecture,
-                suite=archive.suite,
-                directory=log.parent,
-                log=log,
-            )
-            return f"{prefix}{explained}."
+    if explained := known(_OF_THIS_MACHINE):
+        return explained
+    if failed := _FAILED_PACKAGE.search(output):
+        before = output[: failed.start()].splitlines()
+        begin = max(
+            (number for number, line in enumerate(before) if _BEGINS_A_PACKAGE.match(line)),
+            default=0,
+        )
+        # The reason stands in the line after dpkg's.
+        reason = output[failed.end() :].lstrip("\n").split("\n", 1)[0]
+        return (
+            f"{prefix}Debian's package '{failed[1]}' could not be installed; leave it out of the "
+            f"environment's 'packages', or mend what it says at last (log: {log}):"
+            + _last_lines([*before[begin:], failed[0], reason])
+        )
+    if unmet := _UNMET.search(output):
+        return (
+            f"{prefix}its packages cannot be installed together; correct the environment's "
+            f"'packages' (log: {log}):" + _last_lines(unmet[0].splitlines())
+        )
+    if explained := known(_OF_THE_MIRROR):
+        return explained
     errors = [line[2:].strip() for line in output.splitlines() if line.startswith("E:")]
     reason = errors[0] if errors else "no message"
     return f"{prefix}mmdebstrap failed ({reason}); read its log {log}."
+
+
+def _last_lines(lines: Sequence[str]) -> str:
+    return "".join(f"\n    {line.strip()[:_LONGEST_LINE]}" for line in lines[-_MOST_LINES:])
 
 
 # --- The build ------------------------------------------------------------------------------------

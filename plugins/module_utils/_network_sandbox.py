@@ -65,6 +65,8 @@ module.main(given["arguments"])
 
 Sandbox = Mapping[str, Any]
 
+_running: set[subprocess.Popen[bytes]] = set()
+
 
 class SandboxError(Exception):
     """A sandbox could not be used; the text says why."""
@@ -236,11 +238,19 @@ def _process(command: Sequence[str]) -> Any:
         )
     except OSError as problem:
         raise SandboxError(f"{command[0]} cannot be run ({problem.strerror})") from None
+    _running.add(process)
     try:
         yield process
     finally:
+        _running.discard(process)
         if process.poll() is None:
             _end(process)
+
+
+def end_all() -> None:
+    """Ends the probes that are going on; what was started to go on goes on."""
+    for process in list(_running):
+        _end(process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -143,6 +143,7 @@ environments:
 from pathlib import Path  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+from ansible_collections.cellblock.fleet.plugins.module_utils import _reader  # noqa: E402
 from ansible_collections.cellblock.fleet.plugins.module_utils._environments import (  # noqa: E402
     BuildError,
     Cache,
@@ -182,6 +183,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
+    # A build takes minutes, and the next run waits for its end.
+    _reader.when_unread(_reader.end_process_group)
     cache = Cache(
         Path(params["cache_dir"]),
         lambda suite: sources(

@@ -10,7 +10,9 @@ short_description: Compares who was found to reach whom with what is declared
 version_added: 0.1.0
 description:
   - Compares what M(cellblock.fleet.network_probe) saw on all hosts with the declared flows, prints the
-    matrix to the terminal and writes it as C(isolation.json), C(isolation.html) and C(isolation.svg).
+    matrix to the terminal and writes it as C(isolation.json), C(isolation.html) and C(isolation.svg)
+    into a directory of O(dest) that is named after the fleet and the time (UTC). Earlier reports stay;
+    C(latest), a link beside them, leads to the newest of the fleet.
   - The task fails, with a sentence for each difference, unless everything was tried and is as
     declared.
   - Runs on the controller alone, as an action. What the hosts saw is taken from the variables that
@@ -21,7 +23,7 @@ options:
     type: dict
     required: true
   name:
-    description: Name of the fleet, for the report.
+    description: Name of the fleet, for the report and its directory.
     type: str
     required: true
   observations:
@@ -34,8 +36,8 @@ options:
     type: dict
     required: true
   dest:
-    description: Directory on the controller for the report. Created when it is missing. Relative to
-      the directory that ansible-playbook was started in.
+    description: Directory on the controller for the reports of all fleets. Created when it is missing.
+      Relative to the directory that ansible-playbook was started in.
     type: path
     required: true
 attributes:
@@ -56,7 +58,7 @@ EXAMPLES = r"""
   cellblock.fleet.isolation_report:
     plan: "{{ plan }}"
     name: mine
-    dest: reports
+    dest: reports/isolation
     observations:
       controller:
         listening: "{{ hostvars['localhost'].listening }}"

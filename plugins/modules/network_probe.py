@@ -289,12 +289,14 @@ half_open:
   elements: dict
 """
 
+import os  # noqa: E402
 from concurrent.futures import ThreadPoolExecutor  # noqa: E402
 from typing import Any  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 from ansible_collections.cellblock.fleet.plugins.module_utils import (  # noqa: E402
     _network_sandbox,
+    _reader,
 )
 from ansible_collections.cellblock.fleet.plugins.module_utils._network_listener import (  # noqa: E402
     LONGEST_S,
@@ -385,6 +387,7 @@ def run(params: dict[str, Any], is_check: bool) -> dict[str, Any]:
             check_sandbox(sandbox)
         if is_check:
             return {"results": [], "sandboxes": {}, "msg": "Check mode: nothing was tried."}
+        _reader.when_unread(abandon)
         return probe_all(params["targets"], params["sandboxes"], params["timeout_ms"])
     if params["state"] == "listening":
         sibling = params["sibling"]
@@ -421,6 +424,11 @@ def probe_all(
         others = pool.submit(_network_sandbox.probe, sandboxes, timeout_ms)
         results = probe(targets, timeout_ms)
         return {"results": results, "sandboxes": others.result()}
+
+
+def abandon() -> None:
+    _network_sandbox.end_all()
+    os._exit(1)
 
 
 def nothing_collected() -> dict[str, Any]:

@@ -14,11 +14,12 @@ version_added: 0.1.0
 description:
   - Runs one job or a list of jobs in nsjail on the host and returns one record per job.
   - A job that fails is a result, not a failed task, unless O(fail_on) says so.
-  - The jobs go to the host in one request; all are checked before the first is run, so that a mistake
-    in one of them runs none.
+  - All jobs are checked before the first is run, so that a mistake in one of them runs none
+    (with O(in_rounds) of a round; check all of them before, in check mode).
   - Jobs leave nothing on the host, so that the task never reports a change.
   - The number of jobs that run at the same time is the host's; the rest waits.
-  - Cancelling the play ends the jobs.
+  - Cancelling the play ends the jobs, and so does killing ansible-playbook.
+    (Not with Docker's connection, nor those of an asynchronous task.)
 author: The Cellblock authors (@cellblock)
 extends_documentation_fragment:
   - cellblock.fleet.stage_constraints
@@ -48,6 +49,17 @@ options:
     elements: str
     choices: [nonzero_exit, signaled, limit_exceeded, not_started, host_overloaded, internal_error]
     default: []
+  in_rounds:
+    description:
+      - Bring O(jobs) to the host in rounds of some seconds, instead of all at once.
+      - When the host is lost, or a round fails, the records of the rounds before are returned as RV(results) all the same.
+    type: bool
+    default: false
+  records_file:
+    description:
+      - File on the controller for the records of O(in_rounds), a line of JSON for each, written after every round.
+      - It is made anew. Records that make no sense are left out.
+    type: path
   executable:
     description: The C(cellblock) command on the host.
     type: path
@@ -187,13 +199,10 @@ results:
 
 import json
 import os
-import select
-import subprocess
-import sys
-import threading
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.cellblock.fleet.plugins.module_utils import _reader
 
 FAILING_VERDICTS = [
     "nonzero_exit",
@@ -219,6 +228,9 @@ def main() -> None:
                 "default": [],
             },
             "executable": {"type": "path", "default": "/usr/local/bin/cellblock"},
+            # The action's, which takes them away.
+            "in_rounds": {"type": "bool", "default": False},
+            "records_file": {"type": "path"},
         },
         mutually_exclusive=[("job", "jobs")],
         required_one_of=[("job", "jobs")],
@@ -239,7 +251,8 @@ def main() -> None:
         [params["executable"], command, "-"],
         data=json.dumps(jobs),
         binary_data=True,
-        before_communicate_callback=_end_with_the_play,
+        # Without the command its jobs end.
+        before_communicate_callback=lambda process: _reader.when_unread(process.kill),
     )
     results = [] if module.check_mode else _records(stdout)
     if status not in RECORDS_PRINTED or (len(results) != len(jobs) and not module.check_mode):
@@ -257,21 +270,6 @@ def main() -> None:
             msg=f"{len(failed)} of {len(results)} jobs failed: {', '.join(failed)}", results=results
         )
     module.exit_json(changed=False, results=results)
-
-
-def _end_with_the_play(command: subprocess.Popen[bytes]) -> None:
-    """Kills the command, and so its jobs, when nobody reads this module's output any more.
-
-    A cancelled play closes the connection; without a terminal the remote side gets no signal.
-    """
-
-    def watch() -> None:
-        output = select.poll()
-        output.register(sys.__stdout__.fileno() if sys.__stdout__ else 1, 0)
-        output.poll()  # no event was asked for: returns on an error or a hang-up only
-        command.kill()
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _records(stdout: str) -> list[dict[str, Any]]:

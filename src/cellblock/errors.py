@@ -23,6 +23,10 @@ class CellblockError(Exception):
         self.remedy = remedy
         super().__init__(f"{subject}: {message}; {remedy}")
 
+    def __reduce__(self) -> tuple[type[CellblockError], tuple[str, str, str]]:
+        """Errors travel between processes; an exception goes by its one argument otherwise."""
+        return type(self), (self.subject, self.message, self.remedy)
+
     def as_dict(self) -> dict[str, str]:
         """The error as it travels in JSON: code, subject, message, remedy, text."""
         return {

@@ -1,10 +1,10 @@
-"""Numbers, CPUs and memory are given out in order, never twice, and come back."""
+"""Numbers, CPUs and memory are given out in turn, never twice, and come back."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -12,9 +12,11 @@ import pytest
 from cellblock.engine.admission import Admission
 from cellblock.engine.job import Job
 from cellblock.engine.job_parser import parse_job
-from cellblock.errors import Cancelled, LimitAboveMaximumError
+from cellblock.engine.turns import Places
+from cellblock.errors import LimitAboveMaximumError
 
 MIB = 2**20
+Test = Callable[..., Coroutine[Any, Any, None]]
 
 
 def job(**constraints: Any) -> Job:
@@ -22,77 +24,101 @@ def job(**constraints: Any) -> Job:
     return parse_job({"environment": "base", "stages": [stage]})
 
 
+def networked() -> Job:
+    stage = {"name": "run", "command": ["true"], "network": "cache"}
+    return parse_job({"environment": "base", "stages": [stage, {**stage, "name": "again"}]})
+
+
+def in_loop(test: Test) -> Callable[..., None]:
+    @functools.wraps(test)
+    def run(*arguments: Any, **named: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*arguments, **named), 10))
+
+    return run
+
+
 class Runner:
-    """Runs jobs in threads that hold what they were given until told to end."""
+    """Runs jobs that hold what they were given until told to end."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self.running: list[str] = []
+        self.ends: dict[str, asyncio.Event] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
 
-    def start(self, name: str, wanted: Job) -> threading.Event:
-        end = threading.Event()
+    async def start(self, name: str, wanted: Job, uid: int = 1000) -> None:
+        end = self.ends[name] = asyncio.Event()
 
-        def run() -> None:
-            with self._admission.job(wanted, lambda: False):
+        async def run() -> None:
+            async with self._admission.job(wanted, uid):
                 self.running.append(name)
-                end.wait(30)
+                await end.wait()
                 self.running.remove(name)
 
-        waiting = len(self._admission._queue)
-        threading.Thread(target=run, daemon=True).start()
-        # The next one arrives after it, however slow this machine is.
-        _wait_for(lambda: name in self.running or len(self._admission._queue) > waiting)
-        return end
+        self.tasks[name] = asyncio.create_task(run())
+        await settle()
 
-    def settles_at(self, *names: str) -> bool:
-        """Whether these run, in their order, and after a moment no others."""
-        came = _wait_for(lambda: self.running == [*names])
-        time.sleep(0.05)
-        return came and self.running == [*names]
+    async def end(self, name: str) -> list[str]:
+        """Ends it; who runs then."""
+        self.ends[name].set()
+        await settle()
+        return self.running
 
 
-def _wait_for(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 10
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return condition()
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
-def test_no_more_at_a_time_than_allowed() -> None:
+@in_loop
+async def test_no_more_at_a_time_than_allowed() -> None:
     runner = Runner(Admission(parallel_jobs=2, cpus=8, memory_bytes=2**40))
-    first, *_ = [runner.start(name, job()) for name in "abc"]
-    assert runner.settles_at("a", "b")
-    first.set()
-    assert runner.settles_at("b", "c")
+    for name in "abc":
+        await runner.start(name, job())
+    assert runner.running == ["a", "b"]
+    assert await runner.end("a") == ["b", "c"]
 
 
 @pytest.mark.parametrize(
     "constraints", [{"memory_bytes": "100MiB"}, {"cpus": 2, "memory_bytes": "4MiB"}]
 )
-def test_memory_and_cpus_are_reserved(constraints: dict[str, Any]) -> None:
+@in_loop
+async def test_memory_and_cpus_are_reserved(constraints: dict[str, Any]) -> None:
     runner = Runner(Admission(parallel_jobs=9, cpus=3, memory_bytes=150 * MIB))
-    first = runner.start("a", job(**constraints))
-    runner.start("b", job(**constraints))
-    assert runner.settles_at("a")
-    first.set()
-    assert runner.settles_at("b")
+    await runner.start("a", job(**constraints))
+    await runner.start("b", job(**constraints))
+    assert runner.running == ["a"]
+    assert await runner.end("a") == ["b"]
 
 
-def test_a_small_job_does_not_overtake_a_large_one() -> None:
+@in_loop
+async def test_a_small_job_does_not_overtake_a_large_one() -> None:
     runner = Runner(Admission(parallel_jobs=9, cpus=9, memory_bytes=150 * MIB))
-    first = runner.start("first", job(memory_bytes="100MiB"))
-    runner.start("large", job(memory_bytes="150MiB"))
-    small = runner.start("small", job(memory_bytes="4MiB"))
-    assert runner.settles_at("first")
-    first.set()
-    assert runner.settles_at("large")
-    small.set()
+    await runner.start("first", job(memory_bytes="100MiB"))
+    await runner.start("large", job(memory_bytes="150MiB"))
+    await runner.start("small", job(memory_bytes="4MiB"), uid=1001)
+    assert runner.running == ["first"]
+    assert await runner.end("first") == ["large"]
 
 
-def test_a_job_that_wants_more_cpus_than_there_are_gets_them_all() -> None:
+@in_loop
+async def test_users_take_turns() -> None:
+    runner = Runner(Admission(parallel_jobs=1, cpus=9, memory_bytes=2**40))
+    for number in range(4):
+        await runner.start(f"many{number}", job(), uid=1000)
+    await runner.start("one", job(), uid=1001)
+    await runner.start("other", job(), uid=1002)
+    order = list(runner.running)
+    while runner.running:
+        order += await runner.end(runner.running[0])
+    assert order == ["many0", "many1", "one", "other", "many2", "many3"]
+
+
+@in_loop
+async def test_a_job_that_wants_more_cpus_than_there_are_gets_them_all() -> None:
     runner = Runner(Admission(parallel_jobs=9, cpus=1, memory_bytes=2**40))
-    runner.start("wide", job(cpus=4))
-    assert runner.settles_at("wide")
+    await runner.start("wide", job(cpus=4))
+    assert runner.running == ["wide"]
 
 
 def test_a_job_that_can_never_run_is_refused() -> None:
@@ -102,63 +128,66 @@ def test_a_job_that_can_never_run_is_refused() -> None:
         )
 
 
-def test_a_waiting_job_can_be_cancelled_and_leaves_the_queue() -> None:
-    admission = Admission(parallel_jobs=1, cpus=1, memory_bytes=2**40)
-    runner = Runner(admission)
-    first = runner.start("first", job())
-    with pytest.raises(Cancelled), admission.job(job(), lambda: True):
-        pytest.fail("was admitted")
-    runner.start("next", job())
-    first.set()
-    assert runner.settles_at("next")
+@in_loop
+async def test_who_is_cancelled_leaves_the_queue_or_gives_back_what_it_has() -> None:
+    runner = Runner(Admission(parallel_jobs=1, cpus=1, memory_bytes=2**40))
+    for name in ("first", "waiting", "next"):
+        await runner.start(name, job())
+    runner.tasks["waiting"].cancel()
+    await settle()
+    assert runner.running == ["first"]
+    runner.tasks["first"].cancel()
+    await settle()
+    assert runner.running == ["first", "next"]  # the first had no time to leave the list
 
 
-def test_a_number_is_never_given_twice() -> None:
+@in_loop
+async def test_a_number_is_never_given_twice() -> None:
     admission = Admission(parallel_jobs=3, cpus=99, memory_bytes=2**40)
     held: set[int] = set()
-    problems: list[str] = []
 
-    def run() -> None:
+    async def run(uid: int) -> None:
         for _ in range(20):
-            with admission.job(job(), lambda: False) as number:
-                if number in held or not 0 <= number < 3:
-                    problems.append(f"number {number}")
+            async with admission.job(job(), uid) as number:
+                assert number not in held and 0 <= number < 3
                 held.add(number)
-                time.sleep(0.001)
+                await asyncio.sleep(0.0001)
                 held.discard(number)
 
-    threads = [threading.Thread(target=run) for _ in range(10)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert problems == []
+    await asyncio.gather(*(run(uid) for uid in range(10)))
 
 
-def networked() -> Job:
-    stage = {"name": "run", "command": ["true"], "network": "cache"}
-    return parse_job({"environment": "base", "stages": [stage, {**stage, "name": "again"}]})
+@in_loop
+async def test_network_slots_are_a_resource_of_their_own() -> None:
+    runner = Runner(Admission(parallel_jobs=9, cpus=9, memory_bytes=2**40, network_slots=1))
+    await runner.start("a", networked())
+    await runner.start("b", networked())
+    assert runner.running == ["a"]
+    assert await runner.end("a") == ["b"]
 
 
-def test_network_slots_are_a_resource_of_their_own() -> None:
-    admission = Admission(parallel_jobs=9, cpus=9, memory_bytes=2**40, network_slots=1)
-    runner = Runner(admission)
-    first = runner.start("a", networked())
-    runner.start("b", networked())
-    assert runner.settles_at("a")
-    first.set()
-    assert runner.settles_at("b")
-
-
-def test_a_network_slot_alone_takes_nothing_else() -> None:
+@in_loop
+async def test_a_network_slot_alone_takes_nothing_else() -> None:
     admission = Admission(parallel_jobs=1, cpus=1, memory_bytes=2**40, network_slots=1)
     runner = Runner(admission)
-    with admission.network_slot(lambda: False):
-        end = runner.start("a", job())
-        assert runner.settles_at("a")
-        end.set()
-        runner.start("b", networked())
-        assert runner.settles_at()
-    assert runner.settles_at("b")
-    with pytest.raises(Cancelled), admission.network_slot(lambda: True):
-        pass
+    async with admission.network_slot(0):
+        await runner.start("a", job())
+        assert runner.running == ["a"]
+        await runner.end("a")
+        await runner.start("b", networked())
+        assert runner.running == []
+    await settle()
+    assert runner.running == ["b"]
+
+
+@in_loop
+async def test_places_are_for_users_in_turn() -> None:
+    places, order = Places(1), []
+
+    async def visit(uid: int) -> None:
+        async with places.place(uid):
+            order.append(uid)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(visit(uid) for uid in (1, 1, 1, 2, 2, 3)))
+    assert order == [1, 1, 2, 3, 1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,9 @@ def test_v2_service_moves_out_of_the_way(tmp_path: Path) -> None:
     (tree.own / "supervisor" / "cgroup.procs").write_text("")
     tree.detect()
     assert (tree.own / "supervisor" / "cgroup.procs").read_text() == "4711"
+    (tree.own / "supervisor" / "memory.max").touch()
+    cgroup.detect(tree.proc_cgroup, tree.mounts).bound_supervisor(2**30)
+    assert (tree.own / "supervisor" / "memory.max").read_text() == str(2**30)
 
 
 @pytest.mark.parametrize("missing", ["cpu", "memory", "pids"])
@@ -169,8 +173,21 @@ def test_v1_finds_the_groups_below_the_mounts(tmp_path: Path, joined: bool) -> N
     hierarchy = cgroup.detect(proc_cgroup, mounts)
     leftover = tmp_path / "memory" / "svc" / "cellblock-jobs" / "old-run"
     leftover.mkdir()
-    assert hierarchy.sweep() == 1
+    assert hierarchy.sweep("older-") == 0
+    assert leftover.exists()
+    assert hierarchy.sweep("old-") == 1
     assert not leftover.exists()
+
+
+def test_v1_bounds_the_service_and_not_its_jobs(tmp_path: Path) -> None:
+    hierarchy = cgroup.detect(*v1_tree(tmp_path, joined=False))
+    supervisor = tmp_path / "memory" / "svc" / "supervisor"
+    supervisor.mkdir()
+    for name in ("memory.limit_in_bytes", "cgroup.procs"):
+        (supervisor / name).touch()
+    hierarchy.bound_supervisor(2**30)
+    assert (supervisor / "memory.limit_in_bytes").read_text() == str(2**30)
+    assert (supervisor / "cgroup.procs").read_text() == str(os.getpid())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # An action is documented by the module of its name.
 PLUGINS = sorted(
     path
-    for kind in ("modules", "filter", "lookup")
+    for kind in ("modules", "filter", "lookup", "callback")
     for path in (ROOT / "plugins" / kind).glob("*.py")
     if kind != "filter" or "DOCUMENTATION = " in path.read_text(encoding="utf-8")
     # Modules that an action alone calls.

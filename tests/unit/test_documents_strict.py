@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cellblock.engine.documents import parse_document
+from cellblock.engine.documents import ambiguities, parse_document
 from cellblock.errors import JobFileError
 
 
@@ -56,3 +56,32 @@ def test_keys_that_are_there_twice(text: str, place: str) -> None:
     with pytest.raises(JobFileError) as caught:
         parse_document(text, "job.yml")
     assert caught.value.message == place
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("ours: {ports: [22:22, 80]}\n", ["line 1, column 16: '22:22'"]),
+        ("theirs: [22:22, 010, yes]\n", []),
+        ("theirs: &x {port: 010}\nours:\n  <<: *x\n  a: b\n", ["line 1, column 19: '010'"]),
+        ("ours: [&x {a: 1_0}, *x]", ["line 1, column 15: '1_0'"]),
+        ("ours: &x [*x]", []),
+        (
+            "all: {hosts: {a: {ours: no}}, vars: {ours: no}}",
+            ["line 1, column 25", "line 1, column 44"],
+        ),
+        ("ours: {22:22: a}", ["line 1, column 8: '22:22'"]),
+        ("ours: 1\ntheirs: 2\nours: 3\n", ["line 3, column 1: 'ours' is there twice"]),
+        ("theirs: {a: 1, a: 2}", ["line 1, column 16: 'a' is there twice"]),
+        ("ours: !vault |\n  010\nother: !unsafe 010\n", []),
+        ("ours: {a: '010', b: \"{{ x }}\", c: ::1, d: true, e:}", []),
+        ('{"ours": 10, "theirs": "010"}', []),
+        ("ours: [", []),
+        ("", []),
+    ],
+)
+def test_variables_that_somebody_else_parses(text: str, places: list[str]) -> None:
+    found = ambiguities(text, {"ours"})
+    assert [sentence.startswith(place) for sentence, place in zip(found, places, strict=True)] == [
+        True
+    ] * len(places), found

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from cellblock.engine import cgroup, files
 from cellblock.engine import run as run_module
 from cellblock.engine.host import Host
 from cellblock.engine.job import Job
 from cellblock.engine.job_parser import parse_job
 from cellblock.engine.run import Engine
+from cellblock.engine.workers import Workers
 from cellblock.errors import (
     LimitAboveMaximumError,
     UnknownEnvironmentError,
@@ -45,9 +45,6 @@ class FakeNetwork(JobNetwork):
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
-    monkeypatch.setattr(cgroup, "detect", lambda: SimpleNamespace(sweep=lambda: None))
-    monkeypatch.setattr(files, "sweep", lambda directory: 0)
-    monkeypatch.setattr(files, "make_dev", lambda directory: directory)
     monkeypatch.setattr(run_module, "JobNetwork", FakeNetwork)
     (tmp_path / "base" / "etc").mkdir(parents=True)
     environments = tmp_path / "environments.json"
@@ -62,10 +59,12 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engin
                 jobinit=Path("/bin/true"),
                 environments_file=environments,
                 run_dir=tmp_path / "run",
+                spool_dir=tmp_path / "spool",
                 first_id=1_900_000_000,
                 parallel_jobs=1,
                 network=network,
-            )
+            ),
+            cast(Workers, None),
         )
 
     return engine

@@ -21,6 +21,7 @@ def load(directory: Path, **changes: Any) -> Host:
         "jobinit": "/bin/sh",
         "environments_file": str(directory / "environments.json"),
         "run_dir": "/run/cellblock",
+        "spool_dir": "/var/lib/cellblock/spool",
         "first_id": 1_900_000_000,
         "parallel_jobs": 4,
         "maxima": {"memory_bytes": "4GiB"},

@@ -18,12 +18,13 @@ from cellblock.fleet import variables
 ROOT = Path(__file__).parents[2]
 
 
-def evaluated(inventory: Path, expression: str) -> Any:
+def evaluated(inventory: Path, expression: str, *options: str) -> Any:
     """What ``expression`` is for every host, {host: value}."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "ansible", "adhoc", "-i", str(inventory), "all"),
             *("-c", "local", "-m", "ansible.builtin.debug", "-a", f"msg={{{{ {expression} }}}}"),
+            *options,
         ],
         cwd=ROOT,
         env={**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json", "ANSIBLE_NOCOLOR": "1"},
@@ -118,3 +119,41 @@ def test_the_list_of_the_fleets_variables_is_complete() -> None:
     }
     assert {"cellblock_networks", "cellblock_job_range"} <= offered
     assert offered <= set(variables.FLEET_VARIABLES)
+
+
+AMBIGUOUS = "query('cellblock.fleet.ambiguous_variables')"
+
+
+@pytest.mark.parametrize("name", ["example", "minimal", "local"])
+def test_what_is_to_be_copied_means_what_it_says(name: str) -> None:
+    assert not any(evaluated(ROOT / "inventory" / name, AMBIGUOUS).values())
+
+
+def test_values_that_yaml_makes_something_else_of_are_refused_with_their_place(
+    tmp_path: Path,
+) -> None:
+    copy = tmp_path / "mine"
+    shutil.copytree(ROOT / "inventory/minimal", copy)
+    (copy / "group_vars/worker_slaves.yml").write_text("worker_slave_parallel_jobs: 010\nx: 010\n")
+    (copy / "group_vars/nobody.yml").write_text("worker_slave_parallel_jobs: 010\n")
+    (copy / "host_vars").mkdir()
+    (copy / "host_vars/slave1.example.com").write_text("a: 1\na: 2\n")
+    (copy / "more.yml").write_text("all:\n  vars:\n    cellblock_more_flows: [22:22]\n")
+    (tmp_path / "extra.yml").write_text("job_network_slots: 1_0\n")
+    extra = ("-e", f"@{tmp_path}/extra.yml", "-e", "{firewall_dhcp_client: no}", "-e", "a=010")
+    found = evaluated(copy, AMBIGUOUS, *extra)
+    assert {tuple(sentences) for sentences in found.values()} == {
+        (
+            f"{copy}/more.yml: line 3, column 28: '22:22' {READERS}",
+            f"{copy}/group_vars/worker_slaves.yml: line 1, column 29: '010' {READERS}",
+            f"{copy}/host_vars/slave1.example.com: line 2, column 1: 'a' is there twice; leave one out",
+            f"{tmp_path}/extra.yml: line 1, column 20: '1_0' {READERS}",
+            f"--extra-vars: line 1, column 24: 'no' {READERS}",
+        )
+    }
+
+
+READERS = (
+    "means different things to different readers of YAML; quote it, or write a plain number, true or"
+    " false"
+)

@@ -33,6 +33,8 @@ def test_no_vantages_are_all(vantages: Any) -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(AnsibleFilterError, match="verify_isolation_vantages: d is no vantage"):
         isolation.probe_plan(declared(), "d")
+    assert "d is no vantage" in isolation.probe_plan_problem(declared(), "d")
+    assert isolation.probe_plan_problem(declared(), "a") == ""
     with pytest.raises(AnsibleFilterError, match="unknown group 'nobody'"):
         isolation.probe_plan(
             declared(flows=[{"from": "nobody", "to": "betas", "services": ["web"]}])

@@ -9,8 +9,11 @@ import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.cellblock.fleet.plugins.filter import flows
 
+from cellblock.errors import UnsupportedNetworkError
 from cellblock.fleet.jobs import job_network
 from cellblock.fleet.model import Fleet, FleetError, parse_fleet
+from cellblock.fleet.probe_plan import sandboxes
+from cellblock.job_network.access import Access
 from cellblock.job_network.plan import (
     SPECIAL_NETWORKS,
     Misfit,
@@ -22,6 +25,7 @@ from cellblock.job_network.plan import (
     probe_mac,
     segment_problem,
 )
+from cellblock.job_network.policy import NetworkPolicy
 from cellblock.job_network.section import NetworkConfig, SegmentEnd, compose_section
 
 RANGES = {"slave1": "10.0.0.128/26", "slave2": "10.0.0.192/26"}
@@ -152,6 +156,34 @@ def test_policies_follow_the_flows(fleet: Fleet) -> None:
     }
     assert network["resolvers"] == ["10.0.0.14"]
     assert network["names"] == {"cache": ["10.0.0.14"]}
+
+
+def test_a_policy_whose_services_nobody_has_is_refused_by_the_host() -> None:
+    flows = {
+        "none": [],
+        "cache": [{"to": "cache_servers", "services": ["packages"]}],
+    }
+    without = {
+        **DECLARED,
+        "groups": {**DECLARED["groups"], "cache_servers": []},
+        "addresses": {n: a for n, a in DECLARED["addresses"].items() if n != "cache"},
+        "job_networks": RANGES,
+        "job_flows": flows,
+    }
+    fleet = parse_fleet(without)
+    assert fleet.opens_nothing("cache")
+    assert list(job_network(fleet, "slave1")["policies"]) == ["none"]
+    assert not [name for name in sandboxes(fleet) if name.endswith("/cache")]
+    with pytest.raises(UnsupportedNetworkError) as caught:
+        Access.of(NetworkPolicy.CACHE, (), "stages[0]", config(fleet, "slave1", 4), "slave1")
+    assert str(caught.value).startswith(
+        "stages[0].network: is 'cache', and cellblock_job_flows opens nothing for it to jobs on slave1; use"
+    )
+    # Controls: with a cache server, and with the internet in it, it is there.
+    served = parse_fleet({**DECLARED, "job_networks": RANGES, "job_flows": flows})
+    assert list(job_network(served, "slave1")["policies"]) == ["none", "cache"]
+    assert "slave1/cache" in sandboxes(served)
+    assert not served.opens_nothing("none")
 
 
 def test_the_internet_without_a_resolver_is_refused() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.cellblock.fleet.plugins.filter import jobs
 
+ROOT = Path(__file__).resolve().parents[2]
 JOB = {"environment": "base", "stages": [{"name": "run", "command": ["true"]}]}
 
 
@@ -38,6 +42,49 @@ def test_a_mistake_names_file_and_field(tmp_path: Path) -> None:
     with pytest.raises(AnsibleFilterError) as caught:
         jobs.read_jobs(path)
     assert str(caught.value).startswith(f"{path}: files./x: is an absolute path; ")
+
+
+def test_all_wrong_files_are_named(tmp_path: Path) -> None:
+    paths = [
+        write(tmp_path / "field.yml", {**JOB, "colour": "red"}),
+        write(tmp_path / "good.yml", JOB),
+        write(tmp_path / "file.yml", {**JOB, "files": {"a": {"path": "none"}}}),
+        str(tmp_path / "missing.yml"),
+    ]
+    problems = jobs.job_problems(paths)
+    assert [problem.split(": ")[0] for problem in problems] == [paths[0], paths[2], paths[3]]
+    with pytest.raises(AnsibleFilterError) as caught:
+        jobs.read_jobs(paths)
+    assert str(caught.value) == "\n".join(problems)
+    assert jobs.job_problems(paths[1]) == []
+    assert jobs.job_problems(None) == [
+        "job is not set; write -e job=jobs/hello-c.yml, or a list of files"
+    ]
+
+
+def test_run_job_says_each_sentence_once(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{name}.yml", {**JOB, name: 1}) for name in ("colour", "taste")]
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("ansible-playbook"),
+            f"--inventory={ROOT / 'inventory/minimal'}",
+            str(ROOT / "playbooks/run-job.yml"),
+            *("-e", json.dumps({"job": paths})),
+        ],
+        env={
+            **{k: v for k, v in os.environ.items() if k != "ANSIBLE_STDOUT_CALLBACK"},
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        },
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Finalization" not in done.stdout + done.stderr
+    for path, field in zip(paths, ("colour", "taste"), strict=True):
+        assert done.stdout.count(f"{path}: {field}: is not a known field") == 1, done.stdout
 
 
 def test_jobs_are_dealt_out_in_turn() -> None:

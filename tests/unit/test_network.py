@@ -271,7 +271,9 @@ def test_policies_of_the_host() -> None:
         "ip daddr @denied return",
         "tcp dport { 80, 443 } goto opening",
     ]
-    with pytest.raises(UnsupportedNetworkError, match="slave1 has no rules for; use one of none"):
+    with pytest.raises(
+        UnsupportedNetworkError, match="opens nothing for it to jobs on slave1; use one of none"
+    ):
         access_of(stage(network="cache"), config(policies={}))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cellblock.engine import run as run_room
+from cellblock.engine import runner as run_room
 from cellblock.engine.jail import Failed, Jail
 from cellblock.engine.limits import StageConstraints
 from cellblock.engine.result import StageResult, Verdict
@@ -64,9 +64,9 @@ def run_stage(monkeypatch: pytest.MonkeyPatch, failures: int, run: Run) -> tuple
 
     monkeypatch.setattr(run_room, "_OVERLOAD_PAUSE_S", 0.01)
     monkeypatch.setattr(run_room, "_OVERLOAD_PATIENCE_S", 0.2)
-    monkeypatch.setattr(run_room.Engine, "_try_stage", attempt)
+    monkeypatch.setattr(run_room.Runner, "_try_stage", attempt)
     arguments: Any = (run, Stage(), None)
-    return run_room.Engine.__new__(run_room.Engine)._run_stage(*arguments), tries
+    return run_room.Runner.__new__(run_room.Runner)._run_stage(*arguments), tries
 
 
 def test_a_stage_that_could_not_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,22 @@ def test_a_host_that_returned_nothing(result: Any, says: str) -> None:
     assert str(lost[0]) == f"1: no record from a: {says}"
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"unreachable": True, "msg": "gone"}, "the host was lost (gone)"),
+        ({"failed": True, "msg": "the service was stopped"}, "the service was stopped"),
+        ({}, "1 records for 2 jobs"),
+    ],
+)
+def test_what_had_come_back_before_a_host_was_lost_is_kept(more: Any, says: str) -> None:
+    jobs: list[dict[str, Any]] = [{"name": name, "stages": []} for name in ("1", "2")]
+    first = {"name": "1", "verdict": "ok", "stages": [], "files": []}
+    found, lost = records.collect({"a": jobs}, {"a": {"results": [first], **more}})
+    assert [entry["name"] for entry in found] == ["1"]
+    assert [entry.name for entry in lost] == ["2"] and says in str(lost[0])
+
+
 def test_who_would_not_run_the_jobs() -> None:
     results = {
         "good": {"results": [], "changed": False},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import io
@@ -12,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,14 +21,15 @@ from typing import Any, cast
 import pytest
 
 from cellblock.engine import batch, cli, client, protocol, service
+from cellblock.engine import request as request_room
+from cellblock.engine import spool as spool_room
 from cellblock.engine.host import Environment
 from cellblock.engine.job import Job, Stage
-from cellblock.engine.job_parser import parse_job
 from cellblock.engine.limits import StageConstraints
 from cellblock.engine.result import JobResult, Output, StageResult, Usage, Verdict
 from cellblock.engine.run import Engine
+from cellblock.engine.shares import Shares
 from cellblock.errors import (
-    Cancelled,
     CellblockError,
     HostSetupError,
     InternalError,
@@ -45,7 +47,7 @@ class FakeHost:
 
 
 class FakeEngine:
-    """Stands where nsjail and cgroups would be; the job's name decides what happens."""
+    """Stands where workers, nsjail and cgroups would be; the job's name decides what happens."""
 
     host = FakeHost()
 
@@ -53,6 +55,7 @@ class FakeEngine:
         self.ended = threading.Event()
         self.held: list[Stage] = []
         self.calls: list[str] = []
+        self.uids: set[int] = set()
 
     def check(self, job: Job) -> Job:
         self.calls.append(f"check {job.name}")
@@ -60,52 +63,99 @@ class FakeEngine:
             raise UnknownEnvironmentError("environment", "is unknown", "use base")
         return job
 
-    @contextlib.contextmanager
-    def hold_slot(self, stage: Stage, cancelled: Any) -> Iterator[Any]:
-        self.held.append(stage)
-        with open("/proc/self/ns/net") as namespace:
-            yield SimpleNamespace(
-                address="192.0.2.1", ipv6_address="2001:db8::1", namespace=namespace.fileno()
-            )
-        self.ended.set()
+    async def parse(self, line: Path, contents: Path) -> request_room.Request:
+        self.calls.append("parse")
+        return request_room.parse_file(line, contents)
 
-    def run(self, job: Job, cancelled: Any) -> JobResult:
+    @contextlib.asynccontextmanager
+    async def hold_slot(self, stage: Stage, uid: int) -> AsyncIterator[Any]:
+        self.held.append(stage)
+        try:
+            with open("/proc/self/ns/net") as namespace:
+                yield SimpleNamespace(
+                    address="192.0.2.1", ipv6_address="2001:db8::1", namespace=namespace.fileno()
+                )
+        finally:
+            self.ended.set()
+
+    async def run(self, job: Job, uid: int, record: Path) -> bytes | Path:
         self.calls.append(f"run {job.name}")
+        self.uids.add(uid)
         if job.name == "slow":
-            time.sleep(0.2)
+            await asyncio.sleep(0.2)
         if job.name == "broken":
             raise InternalError("scratch", "failed", "see the journal")
         if job.name == "crash":
             raise RuntimeError("a defect")
         if job.name == "wait":
-            while not cancelled():
-                time.sleep(0.01)
-            self.ended.set()
-            raise Cancelled
-        verdict = Verdict.OK if job.name == "good" else Verdict.NONZERO_EXIT
+            try:
+                await asyncio.sleep(60)
+            finally:
+                self.ended.set()
+        verdict = Verdict.OK if job.name in ("good", "large") else Verdict.NONZERO_EXIT
         stage = StageResult(
             "run",
             verdict,
             StageConstraints(),
             exit_code=0 if job.name == "good" else 1,
-            stdout=Output(b"out"),
+            stdout=Output(b"out" if job.name != "large" else b"o" * 10**6),
             usage=Usage(1.0, 1.0, 1.0, 0.0, 4096, 0, *(None,) * 14, {}),
         )
-        return JobResult("id", job.name, "base", "here", {}, (stage,))
+        result = JobResult("id", job.name, "base", "here", {}, (stage,))
+        line = json.dumps(result.as_dict()).encode()
+        if job.name != "large":
+            return line
+        record.write_bytes(line)
+        return record
 
 
 @pytest.fixture
-def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
+def spool(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+@pytest.fixture
+def engine(tmp_path: Path, spool: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
     fake = FakeEngine()
+    with serving(fake, tmp_path / "socket", spool):
+        for door in (client.run, client.check, client.environments, client.hold_slot):
+            path = tmp_path / "socket"
+            monkeypatch.setattr(client, door.__name__, functools.partial(door, socket_path=path))
+        monkeypatch.chdir(tmp_path)
+        yield fake
+
+
+@contextlib.contextmanager
+def serving(fake: FakeEngine, path: Path, spool: Path) -> Iterator[None]:
+    """A service on ``path``, in a thread; signals are for a process's main thread, and so are left out."""
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(tmp_path / "socket"))
+    listener.bind(str(path))
     listener.listen()
-    threading.Thread(target=service.serve, args=(fake, listener), daemon=True).start()
-    for door in (client.run, client.check, client.environments, client.hold_slot):
-        path = tmp_path / "socket"
-        monkeypatch.setattr(client, door.__name__, functools.partial(door, socket_path=path))
-    monkeypatch.chdir(tmp_path)
-    yield fake
+    loop = asyncio.new_event_loop()
+    loop.add_signal_handler = lambda *_: None  # type: ignore[method-assign]
+    ended: list[asyncio.Task[None]] = []
+
+    async def serve() -> None:
+        ended.append(
+            loop.create_task(
+                service._Service(cast(Engine, fake), spool).run(listener, cast(Any, None))
+            )
+        )
+        await asyncio.wait(ended)
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(lambda: ended[0].cancel())
+        thread.join(10)
+        assert not thread.is_alive()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.close()
+        listener.close()
 
 
 def job(name: str, **changes: Any) -> dict[str, Any]:
@@ -118,7 +168,7 @@ def job(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def request(op: str, *jobs: Any) -> bytes:
-    return json.dumps({"version": 2, "op": op, "jobs": jobs}).encode() + b"\n"
+    return json.dumps({"version": 3, "op": op, "jobs": jobs}).encode() + b"\n"
 
 
 def write(name: str, data: Any) -> str:
@@ -240,40 +290,53 @@ def test_no_more_records_wait_for_an_earlier_one_than_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(batch, "MAX_UNSENT", 3)
-    fake = FakeEngine()
-    jobs: Any = [parse_job(job(name)) for name in ("slow", *["good"] * 9)]
-    outcomes = batch.run_all(fake, jobs, lambda: False, 2)  # type: ignore[arg-type]
-    next(outcomes)
-    time.sleep(0.1)
-    assert len(fake.calls) <= 4
-    assert len(list(outcomes)) == 9
+    started: list[str] = []
+
+    async def run(name: str) -> str:
+        started.append(name)
+        await asyncio.sleep(0.2 if name == "slow" else 0)
+        return name
+
+    async def collect() -> list[str | CellblockError]:
+        outcomes = batch.run_all(["slow", *"abcdefghi"], run, 2)
+        first = await anext(outcomes)
+        assert len(started) <= 4
+        return [first] + [outcome async for outcome in outcomes]
+
+    assert asyncio.run(collect()) == ["slow", *"abcdefghi"]
 
 
-def test_records_that_wait_for_an_earlier_one_hold_no_more_than_allowed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(batch, "MAX_UNSENT_BYTES", len(b"out") * 3)
-    fake = FakeEngine()
-    jobs: Any = [parse_job(job(name)) for name in ("slow", *["good"] * 9)]
-    outcomes = batch.run_all(fake, jobs, lambda: False, 2)  # type: ignore[arg-type]
-    seen: list[int] = []
-    threading.Timer(0.1, lambda: seen.append(len(fake.calls))).start()
-    assert len(list(outcomes)) == 10
-    assert seen == [4]
+def test_who_closes_a_batch_ends_what_runs() -> None:
+    ended: list[str] = []
+
+    async def run(name: str) -> str:
+        try:
+            await asyncio.sleep(0 if name == "quick" else 60)
+        finally:
+            await asyncio.sleep(0.01)  # putting things away takes a moment
+            ended.append(name)
+        return name
+
+    async def collect() -> None:
+        outcomes = batch.run_all(["quick", "a", "b", "never"], run, 3)
+        assert await anext(outcomes) == "quick"
+        await outcomes.aclose()
+        assert sorted(ended) == ["a", "b", "quick"]
+
+    asyncio.run(collect())
 
 
-def test_jobs_side_by_side_count_as_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "MAX_CONNECTIONS_PER_USER", 3)
-    monkeypatch.setattr(service, "MAX_CONNECTIONS", 5)
-    connections = service._Connections()
-    with connections.of(7), connections.more(7, 5) as granted:
-        assert granted == 2
-        with pytest.raises(ServiceUnavailableError), connections.of(7):
-            pass
-        with connections.of(0), connections.more(0, 5) as others:
-            assert others == 1
-    with connections.of(7), connections.of(7), connections.of(7), connections.more(7, 1) as none:
-        assert none == 0
+def test_shares_are_bounded_for_each_and_all_and_root_is_not_one_of_many() -> None:
+    shares = Shares("many connections", 5, 3, "keep fewer")
+    with shares.of(7, 2):
+        assert not shares.has_room(7, 2)
+        with pytest.raises(ServiceUnavailableError, match="too many connections of this user"):
+            shares.take(7, 2)
+        assert shares.has_room(0, 3) and not shares.has_room(0, 4)
+        shares.take_anyway(8, 9)
+        assert not shares.has_room(7) and not shares.has_room(0)
+        shares.give(8, 9)
+    assert shares.held(7) == 0
 
 
 def test_environments(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,12 +361,12 @@ def test_a_lost_client_ends_its_job(engine: FakeEngine, tmp_path: Path, more: by
     [
         (b"nonsense\n", "not a line of JSON"),
         (b"[" * 50_000 + b"\n", "not a line of JSON"),
-        (b"[]\n", "version None of the protocol, this service speaks 2; use the cellblock"),
+        (b"[]\n", "version None of the protocol, this service speaks 3; use the cellblock"),
         (b'{"op": "run", "job": {}}\n', "version None of the protocol"),
-        (b'{"version": 3, "op": "run"}\n', "version 3 of the protocol"),
-        (b'{"version": 2, "op": "reboot"}\n', "operation 'reboot'"),
-        (b'{"version": 2, "op": "run"}\n', "jobs: is None, not a list"),
-        (b'{"version": 2, "op": "run", "jobs": [3]}\n', "job: is 3, not a mapping"),
+        (b'{"version": 4, "op": "run"}\n', "version 4 of the protocol"),
+        (b'{"version": 3, "op": "reboot"}\n', "operation 'reboot'"),
+        (b'{"version": 3, "op": "run"}\n', "jobs: is None, not a list"),
+        (b'{"version": 3, "op": "run", "jobs": [3]}\n', "job: is 3, not a mapping"),
     ],
 )
 def test_bad_requests(engine: FakeEngine, tmp_path: Path, sent: bytes, complaint: str) -> None:
@@ -314,20 +377,49 @@ def test_bad_requests(engine: FakeEngine, tmp_path: Path, sent: bytes, complaint
     assert complaint in answer["error"]["text"]
 
 
-def test_a_service_without_room_for_a_thread_says_so(
-    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+def test_a_large_request_and_a_large_record_go_through_files(
+    engine: FakeEngine, spool: Path
 ) -> None:
-    start = threading.Thread.start
+    jobs = [(n, job(n, files={"big": {"text": "x" * 10**6}})) for n in ("large", "good")]
+    records = list(client.run(jobs))
+    assert [r["stages"][0]["stdout"]["size_bytes"] for r in records] == [10**6, 3]  # type: ignore[index]
+    assert engine.calls[0] == "parse"
+    deadline = time.monotonic() + 5
+    while list(spool.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert list(spool.iterdir()) == []
 
-    def fail(thread: threading.Thread) -> None:
-        if getattr(thread, "_target", None) is service._answer:
-            raise RuntimeError("can't start new thread")
-        start(thread)
 
-    monkeypatch.setattr(threading.Thread, "start", fail)
-    with pytest.raises(ServiceUnavailableError, match="cannot start another thread"):
-        client.environments()
-    monkeypatch.undo()
+def test_a_user_has_so_much_in_flight_and_no_more(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(spool_room, "MAX_BYTES", 3 * 10**6)
+    with serving(engine, tmp_path / "small", tmp_path / "small-spool"):
+        big = job("wait", files={"big": {"text": "x" * 10**6}})
+        waiting = client.run([("one", big)], socket_path=tmp_path / "small")
+        threading.Thread(target=lambda: next(waiting, None), daemon=True).start()
+        time.sleep(0.3)
+        with pytest.raises(ServiceUnavailableError, match="too many bytes in requests"):
+            client.check(
+                [("two", {**big, "files": {"big": {"text": "x" * 2 * 10**6}}})],
+                socket_path=tmp_path / "small",
+            )
+        client.check(
+            [("three", job("good"))], socket_path=tmp_path / "small"
+        )  # small ones need none
+
+
+def test_jobs_that_wait_are_counted(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(service, "MAX_JOBS", 2)
+    with serving(engine, tmp_path / "few", tmp_path / "few-spool"):
+        with pytest.raises(ServiceUnavailableError, match="too many jobs waiting"):
+            list(client.run([("j", job("good"))] * 3, socket_path=tmp_path / "few"))
+        assert names(client.run([("j", job("good"))] * 2, socket_path=tmp_path / "few")) == [
+            "good",
+            "good",
+        ]
 
 
 def test_no_service(tmp_path: Path) -> None:
@@ -339,8 +431,8 @@ def test_no_service(tmp_path: Path) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "WATCH_INTERVAL_S", 0.1)
-    monkeypatch.setattr(client, "WATCH_PATIENCE_S", 1.0)
+    monkeypatch.setattr(protocol, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(client, "PATIENCE_S", 1.0)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -357,7 +449,7 @@ def test_a_service_that_never_starts_keeps_nobody_waiting(tmp_path: Path) -> Non
         assert isinstance(outcome, ServiceUnavailableError)
         # More than the socket takes: the client waits while it sends.
         files = {"big": {"text": "x" * 2**21}}
-        with pytest.raises(ServiceUnavailableError, match="answers nobody"):
+        with pytest.raises(ServiceUnavailableError, match="does not answer"):
             client.check([("one", job("good", files=files))], path)
         assert time.monotonic() - started < 15
 
@@ -418,27 +510,36 @@ def test_slots_that_cannot_be(arguments: list[str], capsys: pytest.CaptureFixtur
 
 
 def test_a_hangup_takes_over_the_configuration_or_says_why_not(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     caplog.set_level(logging.INFO, "cellblock")
-    before = signal.getsignal(signal.SIGHUP)
     found: list[Any] = ["denied", "slots", HostSetupError("engine.json", "is not JSON", "mend it")]
-    engine = cast(Engine, SimpleNamespace(reconfigure=lambda host: host == "denied"))
+    engine = cast(
+        Engine, SimpleNamespace(reconfigure=lambda host: host == "denied", host=FakeHost())
+    )
 
     def load() -> Any:
         if isinstance(found[0], Exception):
             raise found.pop(0)
         return found.pop(0)
 
-    try:
-        service.reconfigure_on_hangup(engine, load)
+    async def hang_up() -> None:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        serving = asyncio.create_task(
+            service._Service(engine, tmp_path / "spool").run(listener, load)
+        )
         for number, says in enumerate(
-            ("reconfigured", "not reconfigured: this change takes a restart", "is not JSON"), 1
+            ("reconfigured", "not reconfigured: this change takes a restart", "is not JSON"), 2
         ):
+            await asyncio.sleep(0.01)
             os.kill(os.getpid(), signal.SIGHUP)
-            deadline = time.monotonic() + 10
-            while len(caplog.messages) < number and time.monotonic() < deadline:
-                time.sleep(0.01)
+            async with asyncio.timeout(10):
+                while len(caplog.messages) < number:
+                    await asyncio.sleep(0.01)
             assert says in caplog.messages[-1]
-    finally:
-        signal.signal(signal.SIGHUP, before)
+        serving.cancel()
+        listener.close()
+
+    asyncio.run(hang_up())

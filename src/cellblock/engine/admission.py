@@ -1,21 +1,18 @@
-"""Who may run now: the host's uids for jobs, CPUs, memory and network slots, first come, first served."""
+"""Who may run now: the host's uids for jobs, CPUs, memory and network slots, users in turn."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import os
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
-from ..errors import Cancelled, LimitAboveMaximumError
+from ..errors import LimitAboveMaximumError
 from ..job_network.policy import NetworkPolicy
 from .job import Job
+from .turns import Turns
 
-_POLL_S = 0.25
-"""How often a waiting job looks whether it is still wanted."""
 MEMORY_FOR_THE_HOST = 0.1
 """Part of the host's memory that jobs never get."""
 
@@ -46,27 +43,25 @@ NETWORK_SLOT = Demand(cpus=0.0, memory_bytes=0, network_slots=1)
 """Just that, for operators who look into one."""
 
 
-@dataclass
-class _Ticket:
+@dataclass(eq=False)
+class _Share:
     demand: Demand
     is_job: bool = True
-    called: threading.Event = field(default_factory=threading.Event)
     number: int = -1
 
 
 class Admission:
-    """Lets so many jobs run at a time, in the order of their arrival, as there are numbers (of a pair
-    of uids each), CPUs, memory and network slots for them."""
+    """Lets so many jobs run at a time as there are numbers (of a pair of uids each), CPUs, memory and network
+    slots for them: users in turn, and each user's in the order of their arrival. For one event loop."""
 
     def __init__(
         self, parallel_jobs: int, cpus: float, memory_bytes: int, network_slots: int = 0
     ) -> None:
-        self._lock = threading.Lock()
         self._numbers = list(range(parallel_jobs))
         self._cpus = self._cpus_in_all = cpus
         self._memory = self._memory_in_all = memory_bytes
         self._network_slots = network_slots
-        self._queue: deque[_Ticket] = deque()
+        self._turns: Turns[_Share] = Turns(self._fits, self._take, self._give)
 
     @classmethod
     def of_this_host(cls, parallel_jobs: int, network_slots: int = 0) -> Admission:
@@ -89,62 +84,41 @@ class Admission:
                 "ask for less, or run the job on a larger host",
             )
 
-    @contextlib.contextmanager
-    def job(self, job: Job, cancelled: Callable[[], bool]) -> Iterator[int]:
-        """Waits until ``job`` may run and yields the number that it alone has then, from 0.
-
-        Raises :class:`Cancelled` while waiting.
-        """
+    @contextlib.asynccontextmanager
+    async def job(self, job: Job, uid: int) -> AsyncIterator[int]:
+        """Waits until ``job``, of the user ``uid``, may run, and yields the number that it alone has then, from 0."""
         demand = Demand.of(job)
         # More CPUs than there are cannot be used, only waited for.
         demand = dataclasses.replace(demand, cpus=min(demand.cpus, self._cpus_in_all))
-        with self._admit(_Ticket(demand), cancelled) as ticket:
-            yield ticket.number
+        async with self._turns.share(uid, _Share(demand)) as share:
+            yield share.number
 
-    @contextlib.contextmanager
-    def network_slot(self, cancelled: Callable[[], bool]) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def network_slot(self, uid: int) -> AsyncIterator[None]:
         """Waits for a network slot alone, in the same queue."""
-        with self._admit(_Ticket(NETWORK_SLOT, is_job=False), cancelled):
+        async with self._turns.share(uid, _Share(NETWORK_SLOT, is_job=False)):
             yield
 
-    @contextlib.contextmanager
-    def _admit(self, ticket: _Ticket, cancelled: Callable[[], bool]) -> Iterator[_Ticket]:
-        with self._lock:
-            self._queue.append(ticket)
-            self._call()
-        try:
-            while not ticket.called.wait(_POLL_S):
-                if cancelled():
-                    raise Cancelled
-            yield ticket
-        finally:
-            with self._lock:
-                if ticket.called.is_set():
-                    if ticket.is_job:
-                        self._numbers.append(ticket.number)
-                    self._cpus += ticket.demand.cpus
-                    self._memory += ticket.demand.memory_bytes
-                    self._network_slots += ticket.demand.network_slots
-                else:
-                    self._queue.remove(ticket)
-                self._call()
+    def _fits(self, share: _Share) -> bool:
+        demand = share.demand
+        return (
+            (bool(self._numbers) or not share.is_job)
+            and demand.cpus <= self._cpus
+            and demand.memory_bytes <= self._memory
+            and demand.network_slots <= self._network_slots
+        )
 
-    def _call(self) -> None:
-        """Admits from the head of the queue what fits; nobody overtakes, so nobody starves."""
-        while self._queue:
-            ticket = self._queue[0]
-            demand = ticket.demand
-            if (
-                (ticket.is_job and not self._numbers)
-                or demand.cpus > self._cpus
-                or demand.memory_bytes > self._memory
-                or demand.network_slots > self._network_slots
-            ):
-                return
-            self._queue.popleft()
-            if ticket.is_job:
-                ticket.number = self._numbers.pop(0)
-            self._cpus -= demand.cpus
-            self._memory -= demand.memory_bytes
-            self._network_slots -= demand.network_slots
-            ticket.called.set()
+    def _take(self, share: _Share) -> None:
+        if share.is_job:
+            share.number = self._numbers.pop(0)
+        self._change(share.demand, -1)
+
+    def _give(self, share: _Share) -> None:
+        if share.is_job:
+            self._numbers.append(share.number)
+        self._change(share.demand, 1)
+
+    def _change(self, demand: Demand, sign: int) -> None:
+        self._cpus += sign * demand.cpus
+        self._memory += sign * demand.memory_bytes
+        self._network_slots += sign * demand.network_slots

@@ -1,74 +1,54 @@
-"""Runs the checked jobs of one request side by side, and hands out their records in order."""
+"""Runs the jobs of one request side by side, and hands out their records in order."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import TypeVar
 
-from ..errors import Cancelled, CellblockError, InternalError
-from .result import JobResult
-from .run import CheckedJob, Engine
+from ..errors import CellblockError, InternalError
 
 MAX_UNSENT = 64
-"""Jobs of a request that run, or are done while an earlier one is not: their records stay in memory
-until then."""
-MAX_UNSENT_BYTES = 16 << 20
-"""Of what such records hold; beyond that no further job is started."""
+"""Jobs of a request that run, or are done while an earlier one is not: their records are kept until then."""
 _log = logging.getLogger("cellblock")
 
-Outcome = JobResult | CellblockError
+J = TypeVar("J")
+R = TypeVar("R")
 
 
-def run_all(
-    engine: Engine, jobs: Sequence[CheckedJob], cancelled: Callable[[], bool], threads: int
-) -> Iterator[Outcome]:
-    """The record of each job, in the order of ``jobs``, or the error for which it has none.
+async def run_all(
+    jobs: Sequence[J], run: Callable[[J], Awaitable[R]], at_a_time: int
+) -> AsyncGenerator[R | CellblockError, None]:
+    """What ``run`` returns for each job, in the order of ``jobs``, or the error for which it has nothing.
 
-    At most ``threads`` run or wait for admission at a time: who comes later than a large request is not
-    behind all of it. Raises :class:`Cancelled`; to close the iterator ends what still runs.
+    At most ``at_a_time`` run or wait for admission: who comes later than a large request is not behind all of
+    it. To close the iterator ends what still runs, and returns when it has ended.
     """
-    if len(jobs) == 1:
-        yield _run(engine, jobs[0], cancelled)
-        return
-    closed = threading.Event()
     waiting = deque(jobs)
-    unsent: deque[Future[Outcome]] = deque()
-    with ThreadPoolExecutor(threads, "job") as pool:
-        try:
-            while waiting or unsent:
-                running = [future for future in unsent if not future.done()]
-                room = len(unsent) < MAX_UNSENT and _held_bytes(unsent) < MAX_UNSENT_BYTES
-                if waiting and len(running) < threads and room:
-                    job = waiting.popleft()
-                    unsent.append(
-                        pool.submit(_run, engine, job, lambda: closed.is_set() or cancelled())
-                    )
-                elif unsent[0].done():
-                    yield unsent.popleft().result()
-                else:
-                    wait(running, return_when=FIRST_COMPLETED)
-        finally:
-            closed.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+    unsent: deque[asyncio.Task[R | CellblockError]] = deque()
+    try:
+        while waiting or unsent:
+            running = [task for task in unsent if not task.done()]
+            if waiting and len(running) < at_a_time and len(unsent) < MAX_UNSENT:
+                unsent.append(asyncio.create_task(_run(run, waiting.popleft())))
+            elif unsent[0].done():
+                yield unsent.popleft().result()
+            else:
+                await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in unsent:
+            task.cancel()
+        await asyncio.gather(*unsent, return_exceptions=True)
 
 
-def _held_bytes(unsent: Iterable[Future[Outcome]]) -> int:
-    """What the records that are there hold of outputs and files."""
-    outcomes = (f.result() for f in unsent if f.done() and f.exception() is None)
-    return sum(outcome.data_bytes for outcome in outcomes if isinstance(outcome, JobResult))
-
-
-def _run(engine: Engine, job: CheckedJob, cancelled: Callable[[], bool]) -> Outcome:
+async def _run(run: Callable[[J], Awaitable[R]], job: J) -> R | CellblockError:
     """A failure with one job must not lose the records of the others."""
     try:
-        return engine.run(job, cancelled)
+        return await run(job)
     except CellblockError as problem:
         return problem
-    except Cancelled:
-        raise
     except Exception:
         # A defect of ours must end neither the service nor the caller without a word.
         _log.exception("job failed")

@@ -25,6 +25,7 @@ _MAX_SOCKET_BUFFERS = 16 * 2**20
 # Not just "jobs": where systemd leaves a v1 controller alone (cpuacct mounted apart from cpu), the
 # service is in that hierarchy's root, and so are its groups.
 _JOBS = "cellblock-jobs"
+_SUPERVISOR = "supervisor"
 _SWAPS = Path("/proc/swaps")
 _REMEDY = "start the service through systemd with Delegate=yes, or boot the host with this controller enabled"
 
@@ -117,7 +118,7 @@ class Hierarchy(ABC):
     def _group(self, name: str) -> Group: ...
 
     @abstractmethod
-    def _existing(self) -> list[Group]: ...
+    def _existing(self, prefix: str) -> list[Group]: ...
 
     def create(self, name: str, limits: GroupLimits) -> Group:
         """A new group with every limit set; raises :class:`HostSetupError` and leaves nothing."""
@@ -129,12 +130,20 @@ class Hierarchy(ABC):
             raise
         return group
 
-    def sweep(self) -> int:
-        """Removes the groups that an earlier service left behind; returns how many."""
-        groups = self._existing()
+    def sweep(self, prefix: str = "") -> int:
+        """Removes the groups that a service or process left behind, or of these those whose name begins with
+        ``prefix``; returns how many."""
+        groups = self._existing(prefix)
         for group in groups:
             group.remove()
         return len(groups)
+
+    @abstractmethod
+    def bound_supervisor(self, memory_bytes: int) -> None:
+        """Limits the memory of this process, and of those that it starts and puts into no group.
+
+        The limit of the service's unit (``MemoryMax=``) would be one for its jobs as well, whose groups are below.
+        """
 
 
 def detect(
@@ -199,7 +208,7 @@ class _HierarchyV2(Hierarchy):
         for controller in CONTROLLERS:
             if controller not in available:
                 raise HostSetupError("cgroup", f"controller {controller} is not available", _REMEDY)
-        leaf = own / "supervisor"
+        leaf = self._supervisor = own / _SUPERVISOR
         leaf.mkdir(exist_ok=True)
         for pid in (own / "cgroup.procs").read_text().split():
             with contextlib.suppress(ProcessLookupError):
@@ -212,8 +221,12 @@ class _HierarchyV2(Hierarchy):
     def _group(self, name: str) -> Group:
         return _GroupV2(self._jobs / name)
 
-    def _existing(self) -> list[Group]:
-        return [_GroupV2(path) for path in self._jobs.iterdir() if path.is_dir()]
+    def _existing(self, prefix: str) -> list[Group]:
+        paths = self._jobs.glob(f"{prefix}*/")
+        return [_GroupV2(path) for path in paths]
+
+    def bound_supervisor(self, memory_bytes: int) -> None:
+        _write(self._supervisor / "memory.max", memory_bytes)
 
 
 class _GroupV2(Group):
@@ -272,14 +285,19 @@ class _HierarchyV1(Hierarchy):
                 raise HostSetupError("cgroup", f"controller {controller} is not available", _REMEDY)
             self._jobs[controller] = _below(mounts[controller], paths[controller]) / _JOBS
             self._jobs[controller].mkdir(exist_ok=True)
+        self._supervisor = self._jobs["memory"].parent / _SUPERVISOR
+
+    def bound_supervisor(self, memory_bytes: int) -> None:
+        self._supervisor.mkdir(exist_ok=True)
+        # Lowered from what an earlier service had, or raised: it must hold what is in it.
+        _write(self._supervisor / "memory.limit_in_bytes", memory_bytes)
+        _write(self._supervisor / "cgroup.procs", os.getpid())
 
     def _group(self, name: str) -> Group:
         return _GroupV1({controller: jobs / name for controller, jobs in self._jobs.items()})
 
-    def _existing(self) -> list[Group]:
-        names = {
-            path.name for jobs in self._jobs.values() for path in jobs.iterdir() if path.is_dir()
-        }
+    def _existing(self, prefix: str) -> list[Group]:
+        names = {path.name for jobs in self._jobs.values() for path in jobs.glob(f"{prefix}*/")}
         return [self._group(name) for name in sorted(names)]
 
 
@@ -331,8 +349,9 @@ class _GroupV1(Group):
             memory_cache_bytes=_flat_keyed(memory / "memory.stat")["cache"],
             processes_peak=_number(peak) if peak.exists() else None,
             oom_kills=_flat_keyed(memory / "memory.oom_control")["oom_kill"],
-            at_memory_limit=_number(memory / "memory.failcnt") > 0
-            and most >= _number(memory / "memory.limit_in_bytes") - _LARGEST_CHARGE_BYTES,
+            # By its usage: recent kernels (6.18) no longer count refusals in failcnt.
+            at_memory_limit=most
+            >= _number(memory / "memory.limit_in_bytes") - _LARGEST_CHARGE_BYTES,
             forks_refused=_flat_keyed(self._dirs["pids"] / "pids.events")["max"],
         )
 

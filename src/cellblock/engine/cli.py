@@ -262,12 +262,22 @@ def _run_in(namespace: int, command: list[str]) -> NoReturn:
 def _serve(options: argparse.Namespace) -> int:
     # Clients start often and need none of it: half of their time would go into loading it.
     from .host import DEFAULT_CONFIG_PATH, Host
+    from .proof import prove
     from .run import Engine
-    from .service import listen_fd, reconfigure_on_hangup, serve
+    from .runner import Runner
+    from .service import listen_fd, serve
+    from .workers import ForkServer, Workers
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     path = options.config or DEFAULT_CONFIG_PATH
-    engine = Engine(Host.load(path))
-    reconfigure_on_hangup(engine, lambda: Host.load(path))
-    serve(engine, listen_fd())
+    listener = listen_fd()
+    host = Host.load(path)
+    runner = Runner(host)
+    runner.bound_memory(host.service_memory_bytes)
+    prove(host, runner)
+    # First of all: what it starts must have no thread, and nothing of what comes later.
+    fork_server = ForkServer(runner, not_theirs=[listener])
+    workers = Workers(fork_server, runner, kept=host.parallel_jobs)
+    workers.prepare()
+    serve(Engine(host, workers), listener, host.spool_dir, lambda: Host.load(path))
     return EXIT_OK

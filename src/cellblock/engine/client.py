@@ -19,10 +19,11 @@ from . import protocol
 
 DEFAULT_SOCKET = Path("/run/cellblock/cellblock.socket")
 
-WATCH_INTERVAL_S = 10.0
-"""How often a client that waits asks whether the service still answers anybody."""
-WATCH_PATIENCE_S = 60.0
-"""How long the service may take for that, with thousands of others waiting: who gives up loses its jobs."""
+PATIENCE_S = 30.0
+"""How long a service may be silent (see ``protocol.HEARTBEAT_S``), or take nothing. systemd holds its socket, so
+whoever connects to one that does not start would wait for ever; who gives up too early loses its jobs."""
+
+_CHUNK_BYTES = 65_536
 
 NamedJob = tuple[str, Any]
 """What errors call a job, and its data (with contents in base64, see ``job_file.as_request``)."""
@@ -68,10 +69,8 @@ def run(
 def environments(socket_path: Path = DEFAULT_SOCKET) -> dict[str, str]:
     """What jobs can run in: descriptions by name. Raises :class:`ServiceUnavailableError`."""
     request = {"version": protocol.VERSION, "op": "environments"}
-    with _connected(_line(request), socket_path) as connection, connection.makefile("rb") as reader:
-        with _reachable(socket_path):
-            line = reader.readline()
-        found: dict[str, str] = _result(line, socket_path)
+    with _connected(_line(request), socket_path) as connection:
+        found: dict[str, str] = _result(next(_lines(connection)), socket_path)
         return found
 
 
@@ -89,7 +88,7 @@ def hold_slot(
         line = b""
         try:
             with _reachable(socket_path):
-                while not line.endswith(b"\n"):
+                while not line.strip() or not line.endswith(b"\n"):
                     part, received, _, _ = socket.recv_fds(
                         connection, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC
                     )
@@ -97,7 +96,7 @@ def hold_slot(
                     line += part
                     if not part:
                         break
-            result = _result(line, socket_path)
+            result = _result(line.lstrip(), socket_path)
             yield descriptors[0], result
         finally:
             for descriptor in descriptors:
@@ -112,7 +111,8 @@ def _batches(jobs: Sequence[NamedJob]) -> Iterator[list[tuple[str, bytes]]]:
         encoded = json.dumps(job).encode()
         parts = protocol.structure(encoded) + 1
         if batch and (
-            size + len(encoded) + 2 > protocol.MAX_REQUEST_BYTES
+            len(batch) == protocol.MAX_JOBS
+            or size + len(encoded) + 2 > protocol.MAX_REQUEST_BYTES
             or structure + parts > protocol.MAX_STRUCTURE
         ):
             yield batch
@@ -125,13 +125,8 @@ def _batches(jobs: Sequence[NamedJob]) -> Iterator[list[tuple[str, bytes]]]:
 
 
 def _check(batch: Sequence[tuple[str, bytes]], socket_path: Path) -> None:
-    with (
-        _connected(_batch_line("check", batch), socket_path) as connection,
-        connection.makefile("rb") as reader,
-    ):
-        with _reachable(socket_path):
-            line = reader.readline()
-        _refuse(_answer(line, socket_path), batch)
+    with _connected(_batch_line("check", batch), socket_path) as connection:
+        _refuse(_answer(next(_lines(connection)), socket_path), batch)
 
 
 def _run(
@@ -163,7 +158,7 @@ def _refuse(answer: Answer, batch: Sequence[tuple[str, bytes]]) -> None:
 
 
 def _lines(connection: socket.socket) -> Iterator[bytes]:
-    """What the service sends, line by line; b"" at its end.
+    """The answers that the service sends, line by line; b"" at their end, or when it has been silent for too long.
 
     It is taken at once: the service does not wait for long for a client that is held up by whoever
     reads its output.
@@ -174,7 +169,8 @@ def _lines(connection: socket.socket) -> Iterator[bytes]:
         line = b""
         with contextlib.suppress(OSError), connection.makefile("rb") as reader:
             while line := reader.readline():
-                lines.put(line)
+                if line != b"\n":
+                    lines.put(line)
         lines.put(b"")
 
     threading.Thread(target=receive, daemon=True).start()
@@ -196,46 +192,19 @@ def _line(request: dict[str, Any]) -> bytes:
 @contextlib.contextmanager
 def _connected(line: bytes, socket_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+        connection.settimeout(PATIENCE_S)
         with _reachable(socket_path):
             connection.connect(str(socket_path))
-        over = threading.Event()
-        threading.Thread(target=_watch, args=(connection, socket_path, over), daemon=True).start()
         try:
             # A service that wants no more of it has said why.
             with _reachable(socket_path), contextlib.suppress(BrokenPipeError):
-                connection.sendall(line)
+                for start in range(0, len(line), _CHUNK_BYTES):
+                    connection.sendall(line[start : start + _CHUNK_BYTES])
             yield connection
         finally:
-            over.set()
             # A thread that still reads from it would keep it open.
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-
-
-def _watch(connection: socket.socket, socket_path: Path, over: threading.Event) -> None:
-    """Ends ``connection`` when the service answers nobody: systemd holds the socket, so whoever connects to a
-    service that does not start would wait for ever.
-    """
-    while not over.wait(WATCH_INTERVAL_S):
-        if not _answers(socket_path):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            return
-
-
-def _answers(socket_path: Path) -> bool:
-    """Whether the service says anything at all; that it has too many connections is an answer, too."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as other:
-        other.settimeout(WATCH_PATIENCE_S)
-        try:
-            other.connect(str(socket_path))
-            other.sendall(_line({"version": protocol.VERSION, "op": "environments"}))
-            other.recv(1)
-        except ConnectionError:
-            return socket_path.exists()  # it was stopped just now, and so was what waits for it
-        except OSError:
-            return False
-        return True
 
 
 @contextlib.contextmanager
@@ -251,7 +220,7 @@ def _reachable(socket_path: Path) -> Iterator[None]:
     except OSError as problem:
         raise ServiceUnavailableError(
             str(socket_path),
-            f"does not answer on {platform.node()}: {problem.strerror}",
+            f"does not answer on {platform.node()}: {problem.strerror or problem}",
             "systemctl start cellblock.socket, or provision this host with playbooks/site.yml",
         ) from None
 

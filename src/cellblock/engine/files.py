@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import HostSetupError, InternalError, InvalidJobError
+from . import content
 from .job import JobFile
 from .result import CollectedFile
 
@@ -118,9 +119,11 @@ class Scratch:
                 0o755 if file.executable else 0o644,
                 dir_fd=directory,
             )
-            with open(fd, "wb") as target:
-                target.write(file.content)
-                os.fchown(target.fileno(), self._owner, self._owner)
+            try:
+                content.write(file.content, fd)
+                os.fchown(fd, self._owner, self._owner)
+            finally:
+                os.close(fd)
         finally:
             os.close(directory)
 
@@ -264,9 +267,15 @@ def sweep(jobs_dir: Path) -> int:
     jobs_dir.chmod(0o711)
     leftovers = list(jobs_dir.iterdir())
     for directory in leftovers:
-        _libc.umount2(os.fsencode(directory), _MNT_DETACH)
-        shutil.rmtree(directory)
+        remove_scratch(directory)
     return len(leftovers)
+
+
+def remove_scratch(directory: Path) -> None:
+    """Removes a scratch that nobody holds any more, if it is there."""
+    _libc.umount2(os.fsencode(directory), _MNT_DETACH)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(directory)
 
 
 def make_dev(directory: Path) -> Path:

@@ -70,6 +70,8 @@ class Host:
     jobinit: Path
     environments_file: Path
     run_dir: Path
+    spool_dir: Path
+    """Where the service keeps what is too large for its memory."""
     first_id: int
     parallel_jobs: int
     name: str = field(default_factory=platform.node)
@@ -78,13 +80,20 @@ class Host:
     network: NetworkConfig | None = None
     """None: this host has no job networks."""
 
+    @property
+    def service_memory_bytes(self) -> int:
+        """What the service may use, with the processes that take requests apart, supervise jobs and write their
+        inputs and records; jobs apart. The largest request takes half of the fixed part, the largest record of
+        a job the other."""
+        return 2**30 + self.parallel_jobs * 256 * 2**20
+
     @classmethod
     def load(cls, path: Path = DEFAULT_CONFIG_PATH) -> Host:
         """The configuration in the JSON file ``path``; raises :class:`HostSetupError`."""
         value = _load_json(path, "worker_slave")
         fields = value.fields(
             required=(
-                *("nsjail", "jobinit", "environments_file", "run_dir"),
+                *("nsjail", "jobinit", "environments_file", "run_dir", "spool_dir"),
                 *("first_id", "parallel_jobs", "maxima", "mounts"),
             ),
             others=True,
@@ -95,6 +104,7 @@ class Host:
             jobinit=Path(fields["jobinit"].text()),
             environments_file=Path(fields["environments_file"].text()),
             run_dir=Path(fields["run_dir"].text()),
+            spool_dir=Path(fields["spool_dir"].text()),
             first_id=_number(fields["first_id"], _MAX_ID),
             parallel_jobs=len(os.sched_getaffinity(0))
             if parallel.raw is None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..job_network.policy import Destination, NetworkPolicy
+from .content import Content
 from .limits import StageConstraints
 
 
@@ -14,7 +15,7 @@ class JobFile:
     """A file that the job finds below its work directory; ``name`` is a relative path."""
 
     name: str
-    content: bytes
+    content: Content
     executable: bool = False
 
 
@@ -32,7 +33,7 @@ class Stage:
 
     name: str
     command: tuple[str, ...]
-    stdin: bytes = b""
+    stdin: Content = b""
     environment_variables: Mapping[str, str] = field(default_factory=dict)
     working_directory: str = "."
     constraints: StageConstraints = field(default_factory=StageConstraints)

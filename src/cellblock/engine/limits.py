@@ -109,8 +109,10 @@ class StageConstraints:
         maximum=1024 * MIB,
         minimum=0,
         enforced_by="RLIMIT_FSIZE",
-        evidence="SIGXFSZ",
-        help="Size of any one file that the stage writes.",
+        evidence="SIGXFSZ that ends the program itself; none where it ends a child or is ignored",
+        help="Size of any one file that the stage writes. The kernel refuses what is beyond with SIGXFSZ, "
+        "or EFBIG where that is ignored, as by Python; it counts neither, so that a stage whose child met the "
+        'limit has no violation, and a message such as gcc\'s "internal compiler error".',
     )
     scratch_bytes: Bytes = _limit(
         64 * MIB,

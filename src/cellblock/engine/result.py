@@ -35,7 +35,7 @@ class Verdict(str, Enum):
     HOST_OVERLOADED = "host_overloaded"
     """The host ran out of memory, and its kernel ended a process of the stage: nothing that the job did."""
     INTERNAL_ERROR = "internal_error"
-    """The sandbox failed; a job cannot cause this."""
+    """The sandbox failed; it says nothing about the job."""
 
 
 _NO_MEMORY_ON_HOST = (

@@ -1,34 +1,30 @@
-"""Checks and runs jobs on this host: from a :class:`Job` to a :class:`JobResult`."""
+"""Checks and runs jobs on this host: from a :class:`Job` to its record."""
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
-import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
 
-from ..errors import (
-    CellblockError,
-    HostOverloadedError,
-    InternalError,
-    UnsupportedNetworkError,
-)
+from ..errors import InternalError, UnsupportedNetworkError
 from ..job_network.access import Access
 from ..job_network.policy import NetworkPolicy
 from ..job_network.slots import JobNetwork, Slot
-from ..linux import journal
-from . import cgroup, files
 from .admission import Admission
-from .host import BoundMount, Environment, Host, JobUids
-from .jail import Jail, JailSpec
+from .host import BoundMount, Environment, Host
 from .job import Job, Stage
-from .result import CollectedFile, JobResult, StageResult, Verdict, Violation, milliseconds
-from .stage import StageRun
+from .request import Request
+from .result import milliseconds
+from .runner import AdmittedJob
+from .workers import Record, Workers
 
-_OVERLOAD_PATIENCE_S, _OVERLOAD_PAUSE_S = 5.0, 0.1
-"""How long a stage that the host has no room to start is tried again, and how often."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,31 +39,13 @@ class CheckedJob:
     checked_at: float = field(default_factory=time.monotonic)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One run of a job that was admitted."""
-
-    job_id: str
-    checked: CheckedJob
-    uids: JobUids
-    cancelled: Callable[[], bool]
-
-
 class Engine:
-    """The sandbox of one host. Thread-safe: jobs wait for one another in :meth:`run`."""
+    """The sandbox of one host: who may run what, and when. For one event loop; :meth:`check` is for any thread."""
 
-    def __init__(self, host: Host) -> None:
-        """Checks the host and clears what an earlier engine left behind.
-
-        Raises :class:`HostSetupError` when a limit could not be enforced here.
-        """
+    def __init__(self, host: Host, workers: Workers) -> None:
+        """``workers`` run the jobs."""
         self.host = host
-        self._hierarchy = cgroup.detect()
-        self._hierarchy.sweep()
-        self._jobs_dir = host.run_dir / "jobs"
-        host.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        files.sweep(self._jobs_dir)
-        self._dev = files.make_dev(host.run_dir / "dev")
+        self._workers = workers
         self._network = (
             None
             if host.network is None
@@ -76,6 +54,7 @@ class Engine:
         self._admission = Admission.of_this_host(
             host.parallel_jobs, 0 if host.network is None else host.network.slots
         )
+        self._threads = concurrent.futures.ThreadPoolExecutor(4, "engine")
 
     def reconfigure(self, host: Host) -> bool:
         """Takes over what jobs are denied from another configuration of this host, without ending any; False,
@@ -115,41 +94,34 @@ class Engine:
             self._network.require_ready()
         return CheckedJob(job, environment, mounts, accesses)
 
-    def run(self, checked: CheckedJob, cancelled: Callable[[], bool] = lambda: False) -> JobResult:
-        """Runs every stage of a job and returns its record; waits while the host is busy with others.
+    async def parse(self, line: Path, contents: Path) -> Request:
+        """Takes a request apart that is not small: see :func:`cellblock.engine.request.parse_file`."""
+        return await self._workers.parse(line, contents)
 
-        ``cancelled`` is asked often; once it is true the job is ended and :class:`Cancelled` raised.
+    async def run(self, checked: CheckedJob, uid: int, record: Path) -> Record:
+        """Runs every stage of a job and returns its record, which is in the file ``record`` if it is large; waits
+        while the host is busy with others. Whoever is cancelled ends the job.
         """
-        job, job_id = checked.job, uuid.uuid4().hex
-        with self._admission.job(job, cancelled) as number:
+        job_id = uuid.uuid4().hex
+        async with self._admission.job(checked.job, uid) as number:
             queue_time_ms = milliseconds(time.monotonic() - checked.checked_at)
-            if checked.accesses and self._network is not None:
-                # It may have waited for long.
-                self._network.require_ready()
-                self._network.prepare(checked.environment.path)
-            try:
-                stages, collected = self._run_stages(
-                    _Run(job_id, checked, self.host.uids(number), cancelled)
-                )
-            except OSError as problem:
-                raise InternalError(
-                    problem.filename or "scratch",
-                    f"failed: {problem.strerror}",
-                    "see whether the host is out of memory, disk or descriptors",
-                ) from problem
-        return JobResult(
-            job_id=job_id,
-            name=job.name,
-            environment=job.environment,
-            host=self.host.name,
-            labels=dict(job.labels),
-            stages=stages,
-            files=collected,
-            queue_time_ms=queue_time_ms,
-        )
+            if checked.accesses:
+                await self._in_thread(lambda: self._prepare_network(checked.environment))
+            admitted = AdmittedJob(
+                job_id=job_id,
+                job=checked.job,
+                environment=checked.environment,
+                mounts=checked.mounts,
+                uids=self.host.uids(number),
+                networked=frozenset(checked.accesses),
+                queue_time_ms=queue_time_ms,
+            )
+            return await self._workers.run(
+                admitted, record, lambda stage, cancelled: self._slot(checked, stage, cancelled)
+            )
 
-    @contextlib.contextmanager
-    def hold_slot(self, stage: Stage, cancelled: Callable[[], bool]) -> Iterator[Slot]:
+    @contextlib.asynccontextmanager
+    async def hold_slot(self, stage: Stage, uid: int) -> AsyncIterator[Slot]:
         """A network slot with the policy of ``stage`` and nothing in it, for operators."""
         constraints = stage.constraints.within(self.host.maxima, stage.chosen, "constraints")
         stage = replace(stage, constraints=constraints)
@@ -158,11 +130,29 @@ class Engine:
             raise UnsupportedNetworkError(
                 "network", "is none, which has no slot", "use another policy"
             )
-        with (
-            self._admission.network_slot(cancelled),
-            self._network.slots.take(access, stage.constraints, cancelled) as slot,
-        ):
-            yield slot
+        async with self._admission.network_slot(uid):
+            taken = self._network.slots.take(access, stage.constraints, lambda: False)
+            taking = asyncio.ensure_future(self._in_thread(taken.__enter__))
+            try:
+                yield await asyncio.shield(taking)
+            finally:
+                await asyncio.wait([taking])
+                if taking.exception() is None:
+                    await self._in_thread(lambda: taken.__exit__(None, None, None))
+
+    def _prepare_network(self, environment: Environment) -> None:
+        if self._network is not None:
+            # It may have waited for long.
+            self._network.require_ready()
+            self._network.prepare(environment.path)
+
+    def _slot(
+        self, checked: CheckedJob, stage_name: str, cancelled: Callable[[], bool]
+    ) -> contextlib.AbstractContextManager[Slot]:
+        (stage,) = (s for s in checked.job.stages if s.name == stage_name)
+        if self._network is None:
+            raise InternalError(stage_name, "has no network", "restart cellblock.service")
+        return self._network.slots.take(checked.accesses[stage_name], stage.constraints, cancelled)
 
     def _access_of(self, stage: Stage, where: str) -> Access | None:
         if stage.network is NetworkPolicy.NONE:
@@ -175,103 +165,5 @@ class Engine:
             )
         return self._network.access(stage.network, stage.network_allow, where)
 
-    def _run_stages(self, run: _Run) -> tuple[tuple[StageResult, ...], tuple[CollectedFile, ...]]:
-        job = run.checked.job
-        results: list[StageResult] = []
-        first = job.stages[0].constraints
-        with files.Scratch(
-            self._jobs_dir / run.job_id, run.uids.job, first.scratch_bytes, first.scratch_files
-        ) as scratch:
-            scratch.put(job.files)
-            all_well = True
-            for stage in job.stages:
-                if not all_well and not stage.run_always:
-                    results.append(StageResult(stage.name, Verdict.SKIPPED, stage.constraints))
-                    continue
-                result = self._run_stage(run, stage, scratch)
-                for violation in result.violations:
-                    _report(run, stage, violation)
-                all_well = all_well and result.verdict is Verdict.OK
-                results.append(result)
-            collected = scratch.collect(job.collect)
-        return tuple(results), collected
-
-    def _run_stage(self, run: _Run, stage: Stage, scratch: files.Scratch) -> StageResult:
-        """The stage's record; tried again for a while when the host has no room to start it."""
-        deadline = time.monotonic() + _OVERLOAD_PATIENCE_S
-        while True:
-            try:
-                return self._try_stage(run, stage, scratch)
-            except HostOverloadedError as problem:
-                if time.monotonic() >= deadline or run.cancelled():
-                    return StageResult(
-                        stage.name, Verdict.INTERNAL_ERROR, stage.constraints, reason=str(problem)
-                    )
-                time.sleep(_OVERLOAD_PAUSE_S)
-
-    def _try_stage(self, run: _Run, stage: Stage, scratch: files.Scratch) -> StageResult:
-        try:
-            scratch.resize(stage.constraints.scratch_bytes, stage.constraints.scratch_files)
-            group = self._hierarchy.create(
-                f"{run.job_id}-{stage.name}",
-                cgroup.GroupLimits(
-                    memory_bytes=stage.constraints.memory_bytes,
-                    processes=stage.constraints.processes + 1,  # jobinit
-                    cpus=stage.constraints.cpus,
-                ),
-            )
-            try:
-                with (
-                    self._slot_of(run, stage) as slot,
-                    contextlib.closing(Jail(self._jail_spec(run, scratch, slot))) as jail,
-                ):
-                    default_path = run.checked.environment.default_path
-                    return StageRun(stage, default_path, jail, group, slot, run.cancelled).run()
-            finally:
-                group.remove()
-        except HostOverloadedError:
-            raise
-        except CellblockError as problem:
-            # The job's other stages still have their records.
-            return StageResult(
-                stage.name, Verdict.INTERNAL_ERROR, stage.constraints, reason=str(problem)
-            )
-
-    def _slot_of(self, run: _Run, stage: Stage) -> contextlib.AbstractContextManager[Slot | None]:
-        access = run.checked.accesses.get(stage.name)
-        if access is None or self._network is None:
-            return contextlib.nullcontext()
-        return self._network.slots.take(access, stage.constraints, run.cancelled)
-
-    def _jail_spec(self, run: _Run, scratch: files.Scratch, slot: Slot | None) -> JailSpec:
-        return JailSpec(
-            nsjail=self.host.nsjail,
-            jobinit=self.host.jobinit,
-            root=run.checked.environment.path,
-            dev=self._dev,
-            work=scratch.work,
-            tmp=scratch.tmp,
-            uids=run.uids,
-            mounts=run.checked.mounts,
-            namespace=None if slot is None else slot.namespace,
-            files=() if slot is None else slot.files,
-        )
-
-
-def _report(run: _Run, stage: Stage, violation: Violation) -> None:
-    """Tells the journal of a limit that was hit."""
-    job = run.checked.job
-    journal.send(
-        f"job {job.name} ({run.job_id}), stage {stage.name}: {violation.limit} "
-        f"allowed {violation.allowed}, seen {violation.seen} ({violation.evidence})",
-        event="limit_exceeded",
-        job_id=run.job_id,
-        job=job.name,
-        stage=stage.name,
-        environment=job.environment,
-        limit=violation.limit,
-        allowed=violation.allowed,
-        seen=violation.seen,
-        evidence=violation.evidence,
-        labels=json.dumps(dict(job.labels), sort_keys=True),
-    )
+    async def _in_thread(self, act: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, act)

@@ -1,29 +1,29 @@
 """The supervisor: a root service on a unix socket that runs jobs for one group.
 
-What is said on the socket: see :mod:`cellblock.engine.protocol`.
+One event loop answers all connections, so that those who wait cost next to nothing; it takes nothing apart, and
+watches no job (see :mod:`cellblock.engine.workers`). What is said on the socket: :mod:`cellblock.engine.protocol`.
 """
 
 from __future__ import annotations
 
-import collections
+import asyncio
+import concurrent.futures
 import contextlib
-import functools
 import grp
 import json
 import logging
 import os
 import pwd
-import select
 import signal
 import socket
 import struct
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine
+from io import FileIO
+from pathlib import Path
+from typing import Any, TypeVar
 
 from ..errors import (
-    Cancelled,
     CellblockError,
     HostSetupError,
     InternalError,
@@ -31,83 +31,54 @@ from ..errors import (
     ServiceUnavailableError,
 )
 from ..job_network.plan import INTERFACE
+from ..job_network.policy import NetworkPolicy
 from ..linux.sd_notify import notify
-from ..validate import Value, show
+from ..validate import Value
 from . import protocol
 from .batch import run_all
 from .host import Host
-from .job_parser import parse_job, parse_stage
+from .job_parser import parse_stage
+from .request import Request, parse
 from .run import CheckedJob, Engine
+from .shares import Shares
+from .spool import Spool, SpoolPart
+from .turns import Places
 
 GROUP = "cellblock"
 """Members of this group, and root, may submit jobs."""
 MAX_CONNECTIONS = 4096
 MAX_CONNECTIONS_PER_USER = 256
 """Of each user but root."""
+MAX_JOBS = 50_000
+"""Jobs of all requests that have no record yet: some 4 KiB of memory each."""
+MAX_JOBS_PER_USER = 10_000
 RECEIVE_TIMEOUT_S = 30.0
 SEND_TIMEOUT_S = 60.0
+"""For each :data:`_CHUNK_BYTES`."""
+PARSED_AT_A_TIME, CHECKED_AT_A_TIME = 2, 8
+"""Requests that are taken apart, and whose jobs are checked (which may wait for names to resolve)."""
+_SMALL_BYTES = 16_384
+"""A request up to that size is taken apart here: it takes less time than to hand it over."""
+_FEW_JOBS = 8
+"""So many are checked here, unless that may take long."""
+_CHUNK_BYTES = 256 * 1024
+_CHATTER_BYTES = 65_536
+"""What a client may send after its request; nobody reads it."""
 _FIRST_PASSED_FD = 3
 _PEER = struct.Struct("3i")
 _log = logging.getLogger("cellblock")
 
-
-def serve(engine: Engine, listener: socket.socket) -> None:
-    """Answers requests on ``listener`` until the process ends."""
-    notify("READY=1")
-    _log.info(
-        "ready: %d jobs at a time, %s",
-        engine.host.parallel_jobs,
-        ", ".join(engine.host.environments()),
-    )
-    connections = _Connections()
-    while True:
-        try:
-            connection, _ = listener.accept()
-        except OSError as problem:
-            # Out of descriptors or memory: those who are connected go on, the next one waits.
-            _log.warning("cannot accept a connection: %s", problem.strerror)
-            time.sleep(0.1)
-            continue
-        try:
-            threading.Thread(
-                target=_answer, args=(engine, connection, connections), daemon=True
-            ).start()
-        except RuntimeError:
-            _log.warning("cannot start a thread for a connection")
-            _turn_away(connection)
+T = TypeVar("T")
 
 
-def _turn_away(connection: socket.socket) -> None:
-    """Says that there is no room, as far as that takes no waiting."""
-    problem = ServiceUnavailableError(
-        "service",
-        "cannot start another thread now",
-        "run the job again when this host has less to do",
-    )
-    with connection, contextlib.suppress(OSError):
-        connection.setblocking(False)
-        connection.send(json.dumps({"error": problem.as_dict()}).encode() + b"\n")
+def serve(engine: Engine, listener: socket.socket, spool: Path, load: Callable[[], Host]) -> None:
+    """Answers requests on ``listener`` until the process ends.
 
-
-def reconfigure_on_hangup(engine: Engine, load: Callable[[], Host]) -> None:
-    """From now on SIGHUP (``systemctl reload``) has ``engine`` take over its configuration as ``load`` finds it
-    then; where that takes a restart, or is wrong, the journal says so, and all stays as it is."""
-
-    one_at_a_time = threading.Lock()
-
-    def reconfigure() -> None:
-        try:
-            with one_at_a_time:  # so that who read the newest file comes last
-                is_done = engine.reconfigure(load())
-        except HostSetupError as problem:
-            _log.error("not reconfigured: %s", problem)
-            return
-        _log.info("reconfigured" if is_done else "not reconfigured: this change takes a restart")
-
-    # Not in the handler itself, which may find the pool's lock taken.
-    signal.signal(
-        signal.SIGHUP, lambda *_: threading.Thread(target=reconfigure, daemon=True).start()
-    )
+    ``spool`` is a directory for what is too large for memory. On SIGHUP (``systemctl reload``) ``engine`` takes over
+    its configuration as ``load`` finds it then; where that takes a restart, or is wrong, the journal says so, and
+    all stays as it is.
+    """
+    asyncio.run(_Service(engine, spool).run(listener, load))
 
 
 def listen_fd() -> socket.socket:
@@ -121,181 +92,348 @@ def listen_fd() -> socket.socket:
     return socket.socket(fileno=_FIRST_PASSED_FD)
 
 
-class _Connections:
-    """How many connections there are, and of whom."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._of: collections.Counter[int] = collections.Counter()
-
-    @contextlib.contextmanager
-    def of(self, uid: int) -> Iterator[None]:
-        """Counts one of ``uid``; raises :class:`ServiceUnavailableError` when there are too many."""
-        with self._lock:
-            allowed = MAX_CONNECTIONS if uid == 0 else MAX_CONNECTIONS_PER_USER
-            if self._of[uid] >= allowed or self._of.total() >= MAX_CONNECTIONS:
-                raise ServiceUnavailableError(
-                    "service",
-                    "has too many connections of this user or in all",
-                    f"keep at most {MAX_CONNECTIONS_PER_USER} jobs waiting at a time",
-                )
-            self._of[uid] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._of[uid] -= 1
-
-    @contextlib.contextmanager
-    def more(self, uid: int, wanted: int) -> Iterator[int]:
-        """Counts up to ``wanted`` more of ``uid``, as many as there is room for: jobs side by side of
-        one request weigh what they would on connections of their own."""
-        with self._lock:
-            allowed = MAX_CONNECTIONS if uid == 0 else MAX_CONNECTIONS_PER_USER
-            room = min(allowed - self._of[uid], MAX_CONNECTIONS - self._of.total())
-            granted = max(0, min(wanted, room))
-            self._of[uid] += granted
-        try:
-            yield granted
-        finally:
-            with self._lock:
-                self._of[uid] -= granted
-
-
-def _answer(engine: Engine, connection: socket.socket, connections: _Connections) -> None:
-    with connection:
-        try:
-            with connections.of(uid := _authorized_uid(connection)):
-                request = _receive(connection)
-                if request.get("op") == "slot":
-                    _hold_slot(engine, connection, request.get("slot"), uid)
-                    return
-                with contextlib.closing(
-                    _answers(
-                        engine,
-                        request,
-                        lambda: _is_gone(connection),
-                        functools.partial(connections.more, uid),
-                    )
-                ) as answers:
-                    for answer in answers:
-                        _send(connection, answer)
-        except (Cancelled, ConnectionError, _NotRead):
-            _log.info("client went away or did not read its answer; its jobs were ended")
-        except CellblockError as problem:
-            _send_last(connection, problem)
-        except Exception:
-            # A defect of ours must end neither the service nor the caller without a word.
-            _log.exception("request failed")
-            _send_last(
-                connection,
-                InternalError(
-                    "service", "failed unexpectedly", "see the journal of cellblock.service"
-                ),
-            )
-
-
-def _answers(
-    engine: Engine,
-    request: dict[str, Any],
-    cancelled: Callable[[], bool],
-    more: Callable[[int], contextlib.AbstractContextManager[int]],
-) -> Generator[dict[str, Any], None, None]:
-    """The lines of the answer to ``request``; ``more`` grants threads besides this one."""
-    op = request.get("op")
-    if op == "environments":
-        environments = engine.host.environments()
-        yield {"result": {name: env.description for name, env in environments.items()}}
-    elif op in ("check", "run"):
-        # It may be large, and nobody needs it while the jobs run.
-        jobs = _checked(engine, request.pop("jobs", None), cancelled)
-        if isinstance(jobs, dict):
-            yield jobs
-            return
-        if op == "check":
-            yield {"result": {}}
-            return
-        with more(min(len(jobs), engine.host.parallel_jobs) - 1) as granted:
-            for number, outcome in enumerate(run_all(engine, jobs, cancelled, 1 + granted)):
-                if isinstance(outcome, CellblockError):
-                    yield {"job": number, "error": outcome.as_dict()}
-                else:
-                    yield {"job": number, "result": outcome.as_dict()}
-    else:
-        raise ServiceUnavailableError(
-            "service", f"does not know the operation {op!r}", "use a client of the same version"
-        )
-
-
-def _checked(
-    engine: Engine, jobs: Any, cancelled: Callable[[], bool]
-) -> list[CheckedJob] | dict[str, Any]:
-    """All of ``jobs`` as they will run, or the line that says which of them is refused and why."""
-    checked: list[CheckedJob] = []
-    for value in Value(jobs, "jobs", InvalidJobError).list():
-        if cancelled():
-            raise Cancelled
-        try:
-            checked.append(engine.check(parse_job(value.raw)))
-        except CellblockError as problem:
-            return {"error": problem.as_dict(), "refused": len(checked)}
-    return checked
-
-
 class _NotRead(Exception):
     """The client takes no answer."""
 
 
-def _send(connection: socket.socket, answer: dict[str, Any]) -> None:
-    try:
-        connection.settimeout(SEND_TIMEOUT_S)
-        connection.sendall(json.dumps(answer).encode() + b"\n")
-    except OSError:
-        raise _NotRead from None
-
-
-def _send_last(connection: socket.socket, problem: CellblockError) -> None:
-    try:
-        _send(connection, {"error": problem.as_dict()})
-    except _NotRead:
-        _log.info("client went away before its answer, or did not read it")
-
-
-def _hold_slot(engine: Engine, connection: socket.socket, wanted: Any, uid: int) -> None:
-    """Until the client goes away. Who is inside as root is bound by the slot's filter only."""
-    if uid != 0:
-        raise ServiceUnavailableError("slot", "is for root only", "run the command as root")
-    if not isinstance(wanted, dict) or not set(wanted) <= {
-        "network",
-        "network_allow",
-        "constraints",
-    }:
-        raise ServiceUnavailableError(
-            "slot", "is not a request for a slot", "use the cellblock command"
+class _Service:
+    def __init__(self, engine: Engine, spool: Path) -> None:
+        self._engine = engine
+        self._spool = Spool(spool)
+        self._connections = Shares(
+            "many connections",
+            MAX_CONNECTIONS,
+            MAX_CONNECTIONS_PER_USER,
+            f"keep at most {MAX_CONNECTIONS_PER_USER} requests waiting at a time",
         )
-    stage = parse_stage(
-        Value({"name": "slot", "command": ["slot"], **wanted}, "slot", InvalidJobError)
-    )
-    with engine.hold_slot(stage, lambda: _is_gone(connection)) as slot:
-        result = {
-            "address": str(slot.address),
-            "ipv6": None if slot.ipv6_address is None else str(slot.ipv6_address),
-            "interface": INTERFACE,
-        }
-        line = json.dumps({"result": result}).encode() + b"\n"
-        socket.send_fds(connection, [line], [slot.namespace])
-        with contextlib.suppress(ConnectionError):
-            while connection.recv(4096):
-                pass
+        self._jobs = Shares(
+            "many jobs waiting",
+            MAX_JOBS,
+            MAX_JOBS_PER_USER,
+            f"keep at most {MAX_JOBS_PER_USER} jobs waiting at a time",
+        )
+        self._parsing = Places(PARSED_AT_A_TIME)
+        self._checking = Places(CHECKED_AT_A_TIME)
+        self._threads = concurrent.futures.ThreadPoolExecutor(CHECKED_AT_A_TIME, "check")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: set[_Client] = set()
+
+    async def run(self, listener: socket.socket, load: Callable[[], Host]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self._reconfigure(load)))
+        listener.setblocking(False)
+        notify("READY=1")
+        _log.info(
+            "ready: %d jobs at a time, %s",
+            self._engine.host.parallel_jobs,
+            ", ".join(self._engine.host.environments()),
+        )
+        self._start(self._beat())
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as problem:
+                # Out of descriptors or memory: those who are connected go on, the next one waits.
+                _log.warning("cannot accept a connection: %s", problem.strerror)
+                await asyncio.sleep(0.1)
+                continue
+            self._start(self._serve(connection))
+
+    def _start(self, act: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(act)
+        self._tasks.add(task)  # the loop itself does not keep it
+        task.add_done_callback(self._tasks.discard)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(protocol.HEARTBEAT_S)
+            for client in self._waiting:
+                client.beat()
+
+    async def _reconfigure(self, load: Callable[[], Host]) -> None:
+        try:
+            is_done = self._engine.reconfigure(await asyncio.to_thread(load))
+        except HostSetupError as problem:
+            _log.error("not reconfigured: %s", problem)
+            return
+        _log.info("reconfigured" if is_done else "not reconfigured: this change takes a restart")
+
+    async def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            client = _Client(connection)
+            try:
+                uid = _peer_uid(connection)
+                if uid != 0:  # who belongs to a group may take asking a server
+                    await self._in_thread(lambda: _authorize(connection))
+                with self._connections.of(uid), self._spool.part(uid) as spool:
+                    line = await client.receive(spool)
+                    answering = asyncio.create_task(self._answer(client, uid, line, spool))
+                    self._waiting.add(client)
+                    try:
+                        await client.accompany(answering)
+                    finally:
+                        self._waiting.discard(client)
+            except (ConnectionError, _NotRead):
+                _log.info("client went away or did not read its answer; its jobs were ended")
+            except CellblockError as problem:
+                await client.send_last(problem)
+            except Exception:
+                # A defect of ours must end neither the service nor the caller without a word.
+                _log.exception("request failed")
+                await client.send_last(
+                    InternalError(
+                        "service", "failed unexpectedly", "see the journal of cellblock.service"
+                    )
+                )
+
+    async def _answer(
+        self, client: _Client, uid: int, line: bytes | Path, spool: SpoolPart
+    ) -> None:
+        request = await self._parsed(uid, line, spool)
+        del line
+        if request.op == "slot":
+            await self._hold_slot(client, uid, request.slot)
+        elif request.op == "environments":
+            environments = self._engine.host.environments()
+            await client.send(
+                {"result": {name: env.description for name, env in environments.items()}}
+            )
+        else:
+            with self._jobs.of(uid, len(request.jobs)):
+                await self._check_and_run(client, uid, request, spool)
+
+    async def _parsed(self, uid: int, line: bytes | Path, spool: SpoolPart) -> Request:
+        if isinstance(line, bytes):
+            return parse(line)
+        async with self._parsing.place(uid):
+            contents = spool.path()
+            spool.take(line.stat().st_size)  # they are no larger than their encoding
+            request = await self._engine.parse(line, contents)
+        spool.remove(line)
+        return request
+
+    async def _check_and_run(
+        self, client: _Client, uid: int, request: Request, spool: SpoolPart
+    ) -> None:
+        async with self._checking.place(uid):
+            jobs = await self._checked(request)
+        if isinstance(jobs, dict):
+            await client.send(jobs)
+            return
+        if request.op == "check":
+            await client.send({"result": {}})
+            return
+        del request
+
+        async def run(job: CheckedJob) -> bytes | Path:
+            await self._spool.room(uid)
+            record = await self._engine.run(job, uid, path := spool.path())
+            if record == path:
+                spool.count(path)
+            else:
+                spool.remove(path)
+            return record
+
+        parallel_jobs = self._engine.host.parallel_jobs
+        number = 0
+        async with contextlib.aclosing(run_all(jobs, run, parallel_jobs)) as outcomes:
+            async for outcome in outcomes:
+                if isinstance(outcome, CellblockError):
+                    await client.send({"job": number, "error": outcome.as_dict()})
+                else:
+                    await client.send_record(number, outcome)
+                    if isinstance(outcome, Path):
+                        spool.remove(outcome)
+                number += 1
+
+    async def _checked(self, request: Request) -> list[CheckedJob] | dict[str, Any]:
+        """All jobs as they will run, or the line that says which of them is refused and why."""
+        is_over = threading.Event()
+
+        def check() -> list[CheckedJob] | dict[str, Any]:
+            checked: list[CheckedJob] = []
+            for job in request.jobs:
+                if is_over.is_set():
+                    break
+                try:
+                    checked.append(self._engine.check(job))
+                except CellblockError as problem:
+                    return {"error": problem.as_dict(), "refused": len(checked)}
+            if request.refused is not None:
+                return {"error": request.refused.as_dict(), "refused": len(checked)}
+            return checked
+
+        if len(request.jobs) <= _FEW_JOBS and not _has_names(request):
+            return check()
+        try:
+            return await self._in_thread(check)
+        finally:
+            is_over.set()
+
+    async def _hold_slot(self, client: _Client, uid: int, wanted: Any) -> None:
+        """Until the client goes away. Who is inside as root is bound by the slot's filter only."""
+        if uid != 0:
+            raise ServiceUnavailableError("slot", "is for root only", "run the command as root")
+        if not isinstance(wanted, dict) or not set(wanted) <= {
+            "network",
+            "network_allow",
+            "constraints",
+        }:
+            raise ServiceUnavailableError(
+                "slot", "is not a request for a slot", "use the cellblock command"
+            )
+        stage = parse_stage(
+            Value({"name": "slot", "command": ["slot"], **wanted}, "slot", InvalidJobError)
+        )
+        async with self._engine.hold_slot(stage, uid) as slot:
+            result = {
+                "address": str(slot.address),
+                "ipv6": None if slot.ipv6_address is None else str(slot.ipv6_address),
+                "interface": INTERFACE,
+            }
+            client.send_descriptor({"result": result}, slot.namespace)
+            with contextlib.suppress(asyncio.CancelledError):  # how it ends
+                await asyncio.Event().wait()
+
+    async def _in_thread(self, act: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, act)
 
 
-def _authorized_uid(connection: socket.socket) -> int:
-    """The uid of a peer that may submit. The socket's mode says the same; this holds should the
-    mode ever be wrong."""
+class _Client:
+    """One connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._connection = connection
+        self._is_sending = False
+        self._loop = asyncio.get_running_loop()
+
+    async def receive(self, spool: SpoolPart) -> bytes | Path:
+        """The request's line, or the file that it is in. Raises :class:`ServiceUnavailableError`."""
+        try:
+            async with asyncio.timeout(RECEIVE_TIMEOUT_S):
+                return await self._receive(spool)
+        except TimeoutError:
+            raise ServiceUnavailableError(
+                "request",
+                f"was not complete after {RECEIVE_TIMEOUT_S:.0f} s",
+                "send it as one line of JSON",
+            ) from None
+
+    async def _receive(self, spool: SpoolPart) -> bytes | Path:
+        line = b""
+        while not line.endswith(b"\n"):
+            chunk = await self._loop.sock_recv(self._connection, _CHUNK_BYTES)
+            if not chunk:
+                raise ConnectionError
+            line += chunk
+            if len(line) > _SMALL_BYTES:
+                return await self._receive_file(line, spool)
+        return line
+
+    async def _receive_file(self, begun: bytes, spool: SpoolPart) -> Path:
+        path = spool.path()
+        chunk, size = begun, 0
+        with path.open("xb", buffering=0) as file:
+            while True:
+                size += len(chunk)
+                if size > protocol.MAX_REQUEST_BYTES:
+                    raise ServiceUnavailableError(
+                        "request",
+                        f"is larger than {protocol.MAX_REQUEST_BYTES} bytes",
+                        "send smaller files",
+                    )
+                spool.take(len(chunk))
+                _write_all(file, chunk)
+                if chunk.endswith(b"\n"):
+                    return path
+                chunk = await self._loop.sock_recv(self._connection, _CHUNK_BYTES)
+                if not chunk:
+                    raise ConnectionError
+
+    async def accompany(self, answering: asyncio.Task[None]) -> None:
+        """Until ``answering`` is done, or the client gone, which ends it."""
+        gone = asyncio.create_task(self._until_gone())
+        try:
+            await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if not answering.done():
+                answering.cancel()
+                await asyncio.wait([answering])
+        if answering.cancelled():
+            raise ConnectionError
+        answering.result()
+
+    def beat(self) -> None:
+        """Says that the service is there."""
+        if not self._is_sending:
+            with contextlib.suppress(OSError):
+                self._connection.send(b"\n")
+
+    async def _until_gone(self) -> None:
+        unread = 0
+        with contextlib.suppress(OSError):
+            while chunk := await self._loop.sock_recv(self._connection, 4096):
+                unread += len(chunk)
+                if unread > _CHATTER_BYTES:
+                    return
+
+    async def send(self, answer: dict[str, Any]) -> None:
+        """Raises :class:`_NotRead`."""
+        await self._send(json.dumps(answer).encode() + b"\n")
+
+    async def send_record(self, number: int, record: bytes | Path) -> None:
+        """The line of the job ``number``."""
+        head, tail = f'{{"job": {number}, "result": '.encode(), b"}\n"
+        if isinstance(record, bytes):
+            await self._send(head + record + tail)
+            return
+        await self._send(head)
+        with record.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                await self._send(chunk)
+        await self._send(tail)
+
+    async def send_last(self, problem: CellblockError) -> None:
+        """Of a connection that ends with it."""
+        try:
+            await self.send({"error": problem.as_dict()})
+        except _NotRead:
+            _log.info("client went away before its answer, or did not read it")
+
+    def send_descriptor(self, answer: dict[str, Any], descriptor: int) -> None:
+        """With the first answer to a client, for which there is room."""
+        line = json.dumps(answer).encode() + b"\n"
+        socket.send_fds(self._connection, [line], [descriptor])
+
+    async def _send(self, data: bytes) -> None:
+        self._is_sending = True
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await self._loop.sock_sendall(self._connection, data)
+        except OSError:  # TimeoutError is one
+            raise _NotRead from None
+        # A record comes in parts, between which there must be no heartbeat.
+        self._is_sending = not data.endswith(b"\n")
+
+
+def _has_names(request: Request) -> bool:
+    """Whether to check it may take resolving names."""
+    stages = (stage for job in request.jobs for stage in job.stages)
+    return any(stage.network is NetworkPolicy.ALLOW for stage in stages)
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    return int(_PEER.unpack(credentials)[1])
+
+
+def _authorize(connection: socket.socket) -> None:
+    """Raises for a peer that may not submit. The socket's mode says the same; this holds should the mode ever be
+    wrong."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
     _, uid, gid = _PEER.unpack(credentials)
-    if uid == 0:
-        return 0
     try:
         allowed = grp.getgrnam(GROUP).gr_gid
         name = pwd.getpwuid(uid).pw_name
@@ -306,57 +444,16 @@ def _authorized_uid(connection: socket.socket) -> int:
         raise ServiceUnavailableError(
             f"user {name}", "may not submit jobs", f"add the user to the group {GROUP}"
         )
-    return int(uid)
 
 
-def _receive(connection: socket.socket) -> dict[str, Any]:
-    """The request, of this version of the protocol."""
-    data = bytearray()
-    deadline = time.monotonic() + RECEIVE_TIMEOUT_S
-    while not data.endswith(b"\n"):
-        connection.settimeout(max(0.001, deadline - time.monotonic()))
-        try:
-            chunk = connection.recv(1 << 20)
-        except TimeoutError:
-            raise ServiceUnavailableError(
-                "request",
-                f"was not complete after {RECEIVE_TIMEOUT_S:.0f} s",
-                "send it as one line of JSON",
-            ) from None
-        if not chunk:
-            raise ConnectionError
-        data += chunk
-        if len(data) > protocol.MAX_REQUEST_BYTES:
-            raise ServiceUnavailableError(
-                "request",
-                f"is larger than {protocol.MAX_REQUEST_BYTES} bytes",
-                "send smaller files",
-            )
-    connection.settimeout(None)
-    if protocol.structure(data) > protocol.MAX_STRUCTURE:
-        raise ServiceUnavailableError(
-            "request",
-            "has too many parts",
-            "send contents as base64, as the cellblock command does",
-        )
+def _write_all(file: FileIO, data: bytes) -> None:
+    view = memoryview(data)
     try:
-        request = json.loads(data)
-    except (ValueError, RecursionError):
+        while view:
+            view = view[file.write(view) :]
+    except OSError as problem:
         raise ServiceUnavailableError(
-            "request", "is not a line of JSON", "use the cellblock command"
+            "service",
+            f"cannot keep the request: {problem.strerror}",
+            "make room in /var/lib/cellblock",
         ) from None
-    version = request.get("version") if isinstance(request, dict) else None
-    if version != protocol.VERSION:
-        raise ServiceUnavailableError(
-            "request",
-            f"is in version {show(version)} of the protocol, this service speaks {protocol.VERSION}",
-            "use the cellblock command of this host's engine",
-        )
-    return dict(request)
-
-
-def _is_gone(connection: socket.socket) -> bool:
-    poller = select.poll()  # select(2) knows descriptors below 1024 only
-    # Not by what is left to read: a byte too many would hide the end behind it.
-    poller.register(connection, select.POLLRDHUP)
-    return bool(poller.poll(0))

@@ -12,13 +12,15 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from ..errors import Cancelled
-from ..job_network.slots import Slot, Traffic
-from . import cgroup
+from ..job_network.slots import Traffic
+from . import cgroup, content
+from .content import Content
 from .jail import Begun, Ended, Failed, Gone, Jail
 from .job import Stage
 from .result import Outcome, Output, StageResult, Usage, Violation
@@ -28,6 +30,21 @@ KILL_GRACE_S = 0.5
 _NETWORK_CHECK_S = 0.1
 """How often a running stage's byte quota is looked at; the quota itself holds to the packet."""
 _READ_SIZE = 65_536
+
+
+class StageNetwork(Protocol):
+    """The slot that a stage has to itself."""
+
+    @property
+    def namespace(self) -> int:
+        """Descriptor of its network namespace."""
+
+    @property
+    def files(self) -> Sequence[tuple[Path, str]]:
+        """Files of the host, and the files of the root that they are bound over."""
+
+    def traffic(self) -> Traffic:
+        """What has gone through it."""
 
 
 @dataclass
@@ -64,7 +81,7 @@ class StageRun:
         default_path: str,
         jail: Jail,
         group: cgroup.Group,
-        network: Slot | None,
+        network: StageNetwork | None,
         cancelled: Callable[[], bool],
     ) -> None:
         self._network = network
@@ -226,11 +243,11 @@ class StageRun:
 
     def _settle_wall_time(self, ended: Ended, wall_time_s: float) -> None:
         """By the times of the program itself: it may have ended before this process had a look at the clock."""
+        if ended.ended_ns / 1e9 < self._killed_at:
+            self._violations.pop("wall_time_ms", None)
         allowed = self._stage.constraints.wall_time_ms
         if wall_time_s * 1000 >= allowed:
             self._violate("wall_time_ms", allowed, wall_time_s * 1000, "jobinit_clock")
-        elif ended.ended_ns / 1e9 < self._killed_at:
-            self._violations.pop("wall_time_ms", None)
 
     def _check_outputs(self, pipes: tuple[_Pipe, _Pipe]) -> None:
         for pipe in pipes:
@@ -269,14 +286,13 @@ class StageRun:
         )
 
 
-def _input(data: bytes) -> int:
+def _input(data: Content) -> int:
     """A descriptor from which ``data`` can be read, and nothing be written."""
     if not data:
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     writable = os.memfd_create("stdin", os.MFD_CLOEXEC)
     try:
-        with open(writable, "wb", closefd=False) as target:
-            target.write(data)
+        content.write(data, writable)
         os.fchmod(writable, 0o444)  # the job can open it anew (/dev/stdin), and not for writing
         return os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
     finally:

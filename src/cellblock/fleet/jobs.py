@@ -54,6 +54,8 @@ def job_network(fleet: Fleet, slave: str) -> dict[str, Any]:
                 ],
             }
             for name, flows in fleet.job_flows.items()
+            # The host refuses a job with a policy that it has no rules for.
+            if not fleet.opens_nothing(name)
         },
         "resolvers": fleet.job_resolvers(),
         "names": {CACHE_NAME: caches} if (caches := _caches(fleet, versions)) else {},

@@ -193,6 +193,21 @@ class Fleet:
                 return flow
         return None
 
+    def opens_nothing(self, policy: str) -> bool:
+        """Whether flows are declared for the jobs' policy, but nobody serves what they name: a job with
+        it would find out by an error of its own.
+        """
+        flows = self.job_flows[policy]
+        return bool(flows) and not any(
+            flow.destination == INTERNET
+            or any(
+                host in self.serving(service)
+                for service in flow.services
+                for host in self.members(flow.destination)
+            )
+            for flow in flows
+        )
+
     def job_resolvers(self) -> list[str]:
         """Where jobs ask for names: the IPv4 addresses of what their policies name on port 53."""
         return sorted(

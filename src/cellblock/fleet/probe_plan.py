@@ -101,12 +101,13 @@ class Sandbox:
 def sandboxes(fleet: Fleet) -> dict[str, Sandbox]:
     """Every sandbox that the slaves may have, by name; whether they do is known by the hosts."""
     # The widest policy, so that the slot's other protections have nothing else before them.
-    widest = max(fleet.job_flows, key=lambda policy: len(fleet.job_flows[policy]), default=None)
+    policies = [policy for policy in fleet.job_flows if not fleet.opens_nothing(policy)]
+    widest = max(policies, key=lambda policy: len(fleet.job_flows[policy]), default=None)
     if widest is None or not fleet.job_flows[widest]:
         return {}
     found = []
     for slave in fleet.groups.get(fleet.slaves_group, ()):
-        found += [Sandbox(slave, policy, JOB, policy) for policy in fleet.job_flows]
+        found += [Sandbox(slave, policy, JOB, policy) for policy in policies]
         found += [Sandbox(slave, kind, kind, widest) for kind in (SLOT, SIBLING)]
     return {sandbox.name: sandbox for sandbox in found}
 

@@ -56,7 +56,7 @@ def collect(
         answer, problem = _answer(results.get(host), len(jobs))
         for number, job in enumerate(jobs):
             name = str(job["name"])
-            if answer is None:
+            if number >= len(answer):
                 lost.append(Lost(name, host, problem))
                 continue
             try:
@@ -71,18 +71,20 @@ def collect(
     return records, lost
 
 
-def _answer(result: Any, count: int) -> tuple[Sequence[Any] | None, str]:
-    """The ``count`` records that a host returned, or None and why."""
+def _answer(result: Any, count: int) -> tuple[Sequence[Any], str]:
+    """The records that a host returned, ``count`` at most and of the first of its jobs, and why there are no more."""
     if not isinstance(result, Mapping):
-        return None, "it may have run or not: nothing came back"
-    if result.get("unreachable"):
-        return None, f"it may have run or not: the host was lost ({reason(result)})"
+        return (), "it may have run or not: nothing came back"
     found = result.get("results")
     if not isinstance(found, (list, tuple)):
-        return None, reason(result)
-    if len(found) != count:
-        return None, f"{len(found)} records for {count} jobs"
-    return found, ""
+        found = ()
+    if len(found) > count:
+        return (), f"{len(found)} records for {count} jobs"
+    if result.get("unreachable"):
+        return found, f"it may have run or not: the host was lost ({reason(result)})"
+    if result.get("msg") or not found:
+        return found, reason(result)
+    return found, f"{len(found)} records for {count} jobs"
 
 
 def refusals(results: Mapping[str, Any]) -> dict[str, str]:

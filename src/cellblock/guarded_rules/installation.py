@@ -124,6 +124,8 @@ Conflicts=shutdown.target
 
 [Service]
 Type=oneshot
+# Of itself such a unit has no limit, and all that comes later at boot would wait.
+TimeoutStartSec=60
 RemainAfterExit=yes
 ExecStart={instance.command} load
 # No ExecStop: the rules stay until the machine is off.

@@ -68,8 +68,9 @@ class Access:
             known = ["none", *sorted(p.value for p in config.policies), "allow"]
             raise UnsupportedNetworkError(
                 f"{where}.network",
-                f"is {policy.value!r}, which {host_name} has no rules for",
-                f"use one of {', '.join(known)}",
+                f"is {policy.value!r}, and cellblock_job_flows opens nothing for it to jobs on {host_name}",
+                f"use one of {', '.join(known)}, or give the fleet a host that serves what it names (as cache servers "
+                "do) and run playbooks/site.yml",
             )
         internet = policy is NetworkPolicy.INTERNET
         return cls(

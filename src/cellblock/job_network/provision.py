@@ -416,6 +416,7 @@ Before=cellblock.service
 
 [Service]
 Type=oneshot
+TimeoutStartSec=60
 RemainAfterExit=yes
 ExecStart=/bin/sh -ec '{_MAKE}; {_WITHOUT_IPV6}; ip link set dev {{interface}} up'
 ExecStop=-/bin/sh -c 'ip link delete dev {{interface}}'

@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 testinfra_hosts = ["ansible://slave1"]
 
 Stage = Callable[..., dict[str, Any]]
@@ -139,3 +141,22 @@ def test_users_of_the_host_can_leave_nothing_where_the_service_or_a_job_finds_it
     found = writable("/var/lib/cellblock", "/opt/cellblock", "/run/cellblock")
     # Over these a job's own is mounted.
     assert [path for path in found if not path.endswith("/tmp")] == []
+
+
+@pytest.mark.parametrize("policy", ["none", "cache", "internet"])
+def test_the_jobs_own_name_resolves(run_stage: Stage, policy: str) -> None:
+    lookup = (
+        "import socket; name = socket.gethostname(); print(name, socket.gethostbyname(name));"
+        "print(*sorted({entry[4][0] for entry in socket.getaddrinfo(name, 80)}))"
+    )
+    script = f"getent hosts cellblock; python3 -c '{lookup}'"
+    stage = run_stage("sh", "-c", script, environment="python", network=policy)
+    known, *resolved = lines(stage)
+    assert known.split()[0] in ("::1", "127.0.0.1")
+    assert resolved == ["cellblock 127.0.0.1", "127.0.0.1 ::1"]
+
+
+def test_the_jobs_own_name_resolves_with_an_allow_list(run_stage: Stage) -> None:
+    allow = [{"to": "203.0.113.7", "protocol": "tcp", "ports": [443]}]
+    stage = run_stage("getent", "ahosts", "cellblock", network="allow", network_allow=allow)
+    assert lines(stage)[0].split()[0] in ("::1", "127.0.0.1")

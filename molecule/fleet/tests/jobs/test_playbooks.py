@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 import json
 import signal
 import subprocess
@@ -175,14 +176,14 @@ def test_no_run_ends_well_that_ran_no_job(
 
 
 @pytest.fixture
-def instead_of_cellblock(host: Any) -> Iterator[Callable[[str], None]]:
+def instead_of_cellblock(host: Any) -> Iterator[Callable[..., None]]:
     """Has a shell script answer on slave2 in place of the engine's command, as its captor would."""
     slave2 = host.get_host("ansible://slave2")
     real = "/usr/local/bin/cellblock"
     slave2.check_output(f"mv {real} {real}.kept")
 
-    def put(script: str) -> None:
-        content = base64.b64encode(f"#!/bin/sh\ncat >/dev/null\n{script}\n".encode()).decode()
+    def put(script: str, first: str = "cat >/dev/null") -> None:
+        content = base64.b64encode(f"#!/bin/sh\n{first}\n{script}\n".encode()).decode()
         slave2.check_output(f"echo {content} | base64 -d > {real} && chmod 755 {real}")
 
     yield put
@@ -267,8 +268,13 @@ def test_check_mode_runs_no_job(playbook: Playbook, tmp_path: Path) -> None:
     assert "Hello from C" not in done.stdout
 
 
-def test_cancelling_the_play_ends_the_job(
-    host: Any, start_playbook: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=lambda end: end.name)
+def test_the_job_ends_with_its_play(
+    host: Any,
+    start_playbook: Callable[..., subprocess.Popen[bytes]],
+    tmp_path: Path,
+    slowness: int,
+    end: signal.Signals,
 ) -> None:
     path = tmp_path / "long.json"
     stage = {"name": "run", "command": ["sleep", "135791"], "constraints": {"wall_time_ms": "2min"}}
@@ -276,9 +282,9 @@ def test_cancelling_the_play_ends_the_job(
     running = "pgrep -fx 'sleep 135791'"
     with start_playbook("run-job.yml", "-e", f"job={path}", "--limit", "slave1") as play:
         assert waits_for(lambda: host.run(running).rc == 0), "the job did not start"
-        play.send_signal(signal.SIGINT)
+        play.send_signal(end)
         play.wait(timeout=30)
-    assert waits_for(lambda: host.run(running).rc == 1), "the job outlived its play"
+    assert waits_for(lambda: host.run(running).rc == 1, 2 * slowness), "the job outlived its play"
 
 
 def waits_for(condition: Callable[[], bool], seconds: float = 30) -> bool:
@@ -288,3 +294,22 @@ def waits_for(condition: Callable[[], bool], seconds: float = 30) -> bool:
             return True
         time.sleep(0.2)
     return False
+
+
+def test_a_slave_that_is_lost_on_the_way_costs_what_was_not_back(
+    playbook: Playbook, instead_of_cellblock: Callable[..., None], tmp_path: Path
+) -> None:
+    real = "/opt/cellblock/engine/bin/cellblock"
+    instead_of_cellblock(
+        f'[ $1 = check ] && exec {real} "$@"; mkdir /tmp/one-round 2>/dev/null && exec {real} "$@"; '
+        "rmdir /tmp/one-round; echo 'the disk is gone' >&2; exit 1",
+        first="",
+    )
+    output = tmp_path / "results.json"
+    jobs = json.dumps({"job": ["jobs/hello-c.yml"] * 40})
+    done = playbook("run-job.yml", "-e", jobs, "-e", f"output={output}")
+    assert done.returncode != 0
+    hosts = collections.Counter(record["host"] for record in json.loads(output.read_text()))
+    assert hosts == {"slave1": 20, "slave2": 16}
+    assert "hello-c: no record from slave2: the disk is gone" in told(done)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]

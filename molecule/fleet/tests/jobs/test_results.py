@@ -132,7 +132,7 @@ def test_a_stage_after_a_failed_one_is_skipped(submit: Callable[..., dict[str, A
 def test_the_standard_streams_can_be_opened_by_name(run_stage: Stage) -> None:
     script = (
         "cat /dev/stdin; echo out >/dev/stdout; echo err >/dev/stderr; echo again >/proc/self/fd/1; "
-        "for d in 1 2; do (: </proc/self/fd/$d) 2>/dev/null || echo unread; done; "
+        "for d in 1 2; do (: </proc/$$/fd/$d) 2>/dev/null || echo unread; done; "
         "(: >/dev/stdin) 2>/dev/null || echo unwritten"
     )
     stage = run_stage("sh", "-c", script, stdin={"text": "in\n"})

@@ -140,6 +140,11 @@ def test_file_size(run_stage: Stage) -> None:
     assert limits_hit(stage) == [("file_size_bytes", "SIGXFSZ")]
     assert stage["signal"]["name"] == "SIGXFSZ"
     assert limits_hit(run_stage(*write, constraints={"file_size_bytes": "2MB"})) == []
+    # As documented: the kernel tells nobody of a child's end but its parent. The limit holds all the same.
+    child = "head -c 2000000 /dev/zero > file; echo $?; wc -c < file"
+    stage = run_stage("sh", "-c", child, constraints={"file_size_bytes": "1MiB"})
+    assert stage["stdout"]["text"].split() == ["153", str(MIB)]
+    assert (stage["verdict"], limits_hit(stage)) == ("ok", [])
 
 
 @pytest.mark.parametrize("directory", ["/work", "/tmp", "/dev/shm"])

@@ -19,7 +19,7 @@ import collections, json, socket, sys, time
 
 count = int(sys.argv[1])
 job = {"environment": "base", "stages": [{"name": "run", "command": ["sh", "-c", "exit 0"]}]}
-request = json.dumps({"version": 2, "op": "run", "jobs": [job]}).encode() + b"\n"
+request = json.dumps({"version": 3, "op": "run", "jobs": [job]}).encode() + b"\n"
 connections = []
 for _ in range(count):
     connection = socket.socket(socket.AF_UNIX)
@@ -33,7 +33,7 @@ seen, ids, waited = collections.Counter(), set(), 0
 for number, connection in enumerate(connections):
     if number % 10 == 0:
         continue
-    answer = json.loads(connection.makefile().readline())
+    answer = json.loads(next(filter(str.strip, connection.makefile())))
     result = answer.get("result", {})
     seen[result.get("verdict") or answer["error"]["text"]] += 1
     ids.add(result.get("job_id"))

@@ -73,7 +73,7 @@ def test_a_user_has_a_share_of_the_connections(host: Any) -> None:
 @pytest.mark.parametrize(
     "request_text",
     [
-        json.dumps({"version": 2, "op": "check", "jobs": [python("pass", memory_bytes="9" * 400_000 + "B")]}),
+        json.dumps({"version": 3, "op": "check", "jobs": [python("pass", memory_bytes="9" * 400_000 + "B")]}),
         "[" + "[]," * 500_000 + "[]]",
     ],
     ids=["long-quantity", "many-parts"],
@@ -86,7 +86,7 @@ def test_a_request_does_not_hold_up_the_supervision(
         f"request = {request_text!r} + '\\n'\n"
         "start = time.monotonic()\n"
         "s.sendall(request.encode())\n"
-        "print(json.dumps([json.loads(s.makefile().readline()), time.monotonic() - start]))\n"
+        "print(json.dumps([json.loads(next(filter(str.strip, s.makefile()))), time.monotonic() - start]))\n"
     )
     encoded = base64.b64encode(program.encode()).decode()
     # Too long for a command line: in pieces.
@@ -197,7 +197,8 @@ def test_interrupting_the_command_ends_its_jobs(host: Any, slowness: int) -> Non
 def run_while_stopped(
     host: Any, seconds: str, wall_time_ms: str, stopped_s: float
 ) -> dict[str, Any]:
-    """The stage of a job that sleeps while the service is stopped from its start on for ``stopped_s``."""
+    """The stage of a job that sleeps while the service and its worker are stopped, from its start on for
+    ``stopped_s``."""
     job = {
         "environment": "base",
         "stages": [
@@ -215,9 +216,11 @@ def run_while_stopped(
         "run = subprocess.Popen(['cellblock', 'run', '-'], stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
         f"run.stdin.write(json.dumps({job!r}).encode()); run.stdin.close()\n"
         f"while subprocess.run(['pgrep', '-fx', 'sleep {seconds}'], stdout=-3).returncode: time.sleep(0.01)\n"
-        "os.kill(service, signal.SIGSTOP)\n"
+        "jail = subprocess.check_output(['pgrep', '-fo', '/nsjail '], text=True).strip()\n"
+        "worker = int(subprocess.check_output(['ps', '-o', 'ppid=', '-p', jail]))\n"
+        "for pid in (service, worker): os.kill(pid, signal.SIGSTOP)\n"
         f"try: time.sleep({stopped_s})\n"
-        "finally: os.kill(service, signal.SIGCONT)\n"
+        "finally:\n    for pid in (service, worker): os.kill(pid, signal.SIGCONT)\n"
         "print(run.stdout.read().decode())\n"
     )
     stage: dict[str, Any] = json.loads(on_host(host, program).stdout)["stages"][0]

@@ -1,2 +1,5 @@
 # What ours use of Ansible's base class, which has no type information of its own.
-class LookupBase: ...
+from typing import Any
+
+class LookupBase:
+    _loader: Any

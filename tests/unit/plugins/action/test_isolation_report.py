@@ -89,9 +89,39 @@ def test_as_declared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     done = run(tmp_path, "open")
     assert "failed" not in done
     assert done["counts"] == {"as_declared": 2, "leak": 0, "broken": 0, "unproven": 0}
-    names = sorted(path.name for path in (tmp_path / "reports").iterdir())
+    names = sorted(path.name for path in (tmp_path / "reports/n/latest").iterdir())
     assert names == ["isolation.html", "isolation.json", "isolation.svg"]
     assert "Isolation is as declared: 2 as declared" in capsys.readouterr().out
+
+
+def test_reports_of_earlier_runs_and_of_other_fleets_stay(tmp_path: Path) -> None:
+    first = [Path(path) for path in run(tmp_path, "open")["files"]]
+    before = [path.read_bytes() for path in first]
+    other = run(tmp_path, "open", name="../other fleet,")["files"]
+    second = run(tmp_path, "filtered")["files"]
+    third = run(tmp_path, "open")["files"]
+    assert [path.read_bytes() for path in first] == before
+    assert len({*map(str, first), *other, *second, *third}) == 12
+    fleets = {path.name: path for path in (tmp_path / "reports").iterdir()}
+    assert sorted(fleets) == ["__other_fleet_", "n"]
+    assert len(list(fleets["n"].iterdir())) == 4
+    latest = fleets["n"] / "latest"
+    assert [str(latest.resolve() / Path(path).name) for path in third] == third
+    assert (fleets["n"] / latest.readlink()).is_dir()
+
+
+def test_a_report_that_cannot_be_finished_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    run(tmp_path, "open")
+    before = sorted((tmp_path / "reports/n").iterdir())
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(AnsibleActionFail, match="No space left"):
+        run(tmp_path, "open")
+    assert sorted((tmp_path / "reports/n").iterdir()) == before
 
 
 def test_a_difference_fails_and_is_named(
@@ -133,7 +163,7 @@ def test_what_a_captured_host_says_fails_nothing_and_acts_on_nothing(
     for text in (shown, *done["differences"]):
         assert "\x1b[2J" not in text
         assert "\x1b]0" not in text
-    page = (tmp_path / "reports" / "isolation.html").read_text()
+    page = (tmp_path / "reports/n/latest/isolation.html").read_text()
     assert "\\x1b[2J&lt;script&gt;" in page
     assert "\x1b" not in page
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,7 @@ def test_given_mirror_wins() -> None:
         ("E: The repository 'x y Release' does not have a Release file.", "has no release"),
         ("E: Failed to fetch http://x  Could not connect", "could not be downloaded"),
         ("I: fine\nE: something else\n", r"mmdebstrap failed \(something else\); read its log"),
+        ("", r"mmdebstrap failed \(no message\); read its log"),
     ],
 )
 def test_failures_are_explained_in_one_sentence(output: str, message: str) -> None:
@@ -107,6 +109,72 @@ def test_failures_are_explained_in_one_sentence(output: str, message: str) -> No
     assert text.endswith(".")
     with pytest.raises(env.BuildError, match=message):
         raise env.BuildError(text)
+
+
+SUB_PROCESS = """\
+E: Sub-process env returned an error code (1)
+E: setup failed: E: apt-get --yes install -oAPT::Status-Fd=<$fd> failed
+I: main() received signal PIPE: waiting for setup...
+E: mmdebstrap failed to run
+"""
+CONFIGURING = f"""\
+Setting up libcups2:amd64 (2.4.2-3+deb12u9) ...
+Setting up java:amd64 (17.0.21.1+2-1~deb12u1) ...
+update-alternatives: using /usr/lib/jvm/bin/java to provide /usr/bin/java (java) in auto mode
+update-alternatives: error: error creating symbolic link '/usr/share/x.dpkg-tmp': No such file or directory
+dpkg: error processing package java:amd64 (--configure):
+ installed java:amd64 package post-installation script subprocess returned error exit status 2
+Processing triggers for libc-bin (2.36-9+deb12u14) ...
+done.
+Errors were encountered while processing:
+ java:amd64
+{SUB_PROCESS}"""
+UNPACKING = f"""\
+Preparing to unpack .../7-odd_1_amd64.deb ...
+Unpacking odd (1) ...
+dpkg: error processing archive /tmp/x/7-odd_1_amd64.deb (--unpack):
+ trying to overwrite '/usr/bin/odd', which is also in package even 1
+Errors were encountered while processing:
+ /tmp/x/7-odd_1_amd64.deb
+{SUB_PROCESS}"""
+UNMET = """\
+The following packages have unmet dependencies:
+ odd : Depends: even (= 2) but it is not going to be installed
+E: Unable to correct problems, you have held broken packages.
+E: setup failed: E: apt-get --yes install odd failed
+E: mmdebstrap failed to run
+"""
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence", "lines"),
+    [
+        (
+            CONFIGURING,
+            "Debian's package 'java' could not be installed; leave it out of the environment's 'packages', "
+            "or mend what it says at last (log: /log):",
+            CONFIGURING.splitlines()[1:6],
+        ),
+        (UNPACKING, "package 'odd' could not be installed", UNPACKING.splitlines()[:4]),
+        (UNMET, "its packages cannot be installed together", UNMET.splitlines()[:3]),
+    ],
+)
+def test_of_a_package_that_fails_the_last_lines_are_shown(
+    output: str, sentence: str, lines: list[str]
+) -> None:
+    first, *rest = env.explain_failure(archive(), output, Path("/log")).splitlines()
+    assert sentence in first
+    assert [line.strip() for line in rest] == [line.strip() for line in lines]
+    assert "Sub-process" not in first
+
+
+def test_of_much_output_the_end_is_shown() -> None:
+    babble = "".join(f"line {number} {'x' * 1000}\n" for number in range(1000))
+    output = CONFIGURING.replace("update-alternatives: using", f"{babble}update-alternatives:")
+    _, *rest = env.explain_failure(archive(), output, Path("/log")).splitlines()
+    assert len(rest) <= 12
+    assert max(map(len, rest)) < 310
+    assert any("error creating symbolic link" in line for line in rest)
 
 
 @pytest.fixture
@@ -148,6 +216,20 @@ def test_builds_once_and_remembers(programs: Path, tmp_path: Path) -> None:
     assert not cache.build(archive(), rebuild=False).built
     assert cache.build(archive(), rebuild=True).built
     assert (programs / "runs").read_text().count("run") == 2
+
+
+def test_what_a_root_file_system_is_left_with(tmp_path: Path) -> None:
+    for name in ("etc/apt", "run", "tmp/x", "var"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "etc/resolv.conf").write_text("nameserver 192.0.2.1\n")
+    for name in ("passwd", "group"):
+        (tmp_path / "etc" / name).write_text("root:x:0:\n")
+    subprocess.run(["sh", "-c", env._FINISH, "sh", tmp_path], check=True)
+    assert sorted(os.listdir(tmp_path / "etc")) == ["group", "hosts", "passwd"]
+    # Host names of jobs, as with a network: their own one, too.
+    known = [line.split() for line in (tmp_path / "etc/hosts").read_text().splitlines()]
+    assert known == [[address, "localhost", "cellblock"] for address in ("127.0.0.1", "::1")]
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_failed_build_leaves_only_its_log(programs: Path, tmp_path: Path) -> None:
@@ -214,3 +296,54 @@ def test_what_a_host_gets() -> None:
     }
     with pytest.raises(env.DefinitionError, match="'base' was not built for riscv64"):
         env.registry_for_host(BASE, built, "riscv64", "/e")
+
+
+# As those of openjdk and postgresql do: links to manual pages that lie elsewhere, and a file from the examples.
+POSTINST = """#!/bin/sh
+set -e
+update-alternatives --quiet --install /usr/bin/odd odd /usr/lib/odd/odd 1 \\
+  --slave /usr/share/man/man1/odd.1.gz odd.1.gz /usr/lib/odd/odd.1.gz \\
+  --slave /usr/share/man/da/man1/odd.1.gz odd.da.1.gz /usr/lib/odd/odd.1.gz
+cp "$DPKG_ROOT"/usr/share/doc/odd/examples/odd.conf "$DPKG_ROOT"/etc/odd.conf
+"""
+
+
+def test_packages_find_what_they_brought_and_jobs_do_not(tmp_path: Path) -> None:
+    """A real dpkg installs a package with the recipe's options, then the recipe's end runs."""
+    package, root = tmp_path / "package", tmp_path / "root"
+    files = {
+        "DEBIAN/control": "Package: odd\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x.test>\nDescription: odd\n",
+        "DEBIAN/postinst": POSTINST,
+        "usr/lib/odd/odd": "#!/bin/sh\n",
+        "usr/lib/odd/odd.1.gz": "",
+        "usr/share/doc/odd/examples/odd.conf": "odd\n",
+        "usr/share/man/man1/odd-page.1.gz": "page\n",
+        "usr/share/man/da/man1/odd-page.1.gz": "page\n",
+        "usr/share/info/odd.info": "info\n",
+        "usr/share/lintian/overrides/odd": "odd\n",
+        "usr/share/locale/da/LC_MESSAGES/odd.mo": "odd\n",
+    }
+    for name, text in files.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    (package / "DEBIAN/postinst").chmod(0o755)
+    for directory in ("etc", "run", "tmp", "usr/bin", "var/log", "var/lib/dpkg/updates"):
+        (root / directory).mkdir(parents=True)
+    for name in ("etc/passwd", "etc/group", "var/lib/dpkg/status", "var/lib/dpkg/available"):
+        (root / name).touch()
+    prefix = "--dpkgopt="
+    options = [f"--{o.removeprefix(prefix)}" for o in env._OPTIONS if o.startswith(prefix)]
+
+    def call(*command: str | Path) -> None:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    call("dpkg-deb", "--root-owner-group", "--build", package, tmp_path / "odd.deb")
+    call(
+        *("dpkg", f"--root={root}", *options, f"--log={tmp_path / 'log'}"),
+        *("--force-not-root", "--force-script-chrootless", "--install", tmp_path / "odd.deb"),
+    )
+    call("sh", "-c", env._FINISH, "finish", root)
+    assert os.readlink(root / "usr/bin/odd") == "/etc/alternatives/odd"
+    assert (root / "etc/odd.conf").read_text() == "odd\n"
+    assert not [path for path in root.glob("usr/share/*/**/*") if not path.is_dir()]

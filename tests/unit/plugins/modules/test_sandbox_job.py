@@ -42,6 +42,12 @@ def command(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(autouse=True)
+def without_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its threads would stay in this process, which does not end as a module does, beside other tests."""
+    monkeypatch.setattr(sandbox_job._reader, "when_unread", lambda *_: None)
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*, check: bool = False, **parameters: Any) -> dict[str, Any]:

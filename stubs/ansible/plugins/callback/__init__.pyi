@@ -1,0 +1,3 @@
+# What ours use of Ansible's base class, which has no type information of its own.
+class CallbackBase:
+    def __init__(self) -> None: ...
