@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.cellblock.fleet.plugins.module_utils import _reader
 from ansible_collections.cellblock.fleet.plugins.modules import sandbox_job
 
 JOB = {"name": "one", "environment": "base", "stages": [{"name": "run", "command": ["true"]}]}
@@ -45,7 +46,7 @@ def command(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(autouse=True)
 def without_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its threads would stay in this process, which does not end as a module does, beside other tests."""
-    monkeypatch.setattr(sandbox_job._reader, "when_unread", lambda *_: None)
+    monkeypatch.setattr(_reader, "when_unread", lambda *_: None)
 
 
 @pytest.fixture
