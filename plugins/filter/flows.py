@@ -199,6 +199,24 @@ def job_network(data: Mapping[str, Any] | None, slave: str) -> dict[str, Any] | 
     return derived
 
 
+def fleet_networks(data: Mapping[str, Any] | None) -> list[str]:
+    """The addresses and networks (CIDR) of hosts, of jobs and of what ``cellblock_networks`` declares; nothing
+    where nothing is declared.
+    """
+    if not data:
+        return []
+
+    def derive(fleet: model.Fleet) -> list[str]:
+        addresses = [address for host in fleet.hosts.values() for address in host.addresses]
+        declared = [network for networks in fleet.networks.values() for network in networks]
+        return rules.collapsed(
+            [*map(ipaddress.ip_network, addresses), *declared, *fleet.job_networks.values()]
+        )
+
+    derived: list[str] = _derived(data, derive)
+    return derived
+
+
 def not_internet(networks: Sequence[str]) -> list[str]:
     """These networks (CIDR, or addresses) and all that is never "the internet", as few as possible."""
     try:
@@ -221,5 +239,6 @@ class FilterModule:
             "without_packages": without_packages,
             "job_sources": job_sources,
             "job_network": job_network,
+            "fleet_networks": fleet_networks,
             "not_internet": not_internet,
         }

@@ -174,3 +174,19 @@ def test_ipv6_prefixes_for_jobs_refused(prefix: Any, job_range: Any, says: str) 
     data = model_of(hostvars, job_range=job_range, job_ipv6_prefix=prefix)
     assert list(data) == ["problem"]
     assert says in data["problem"]
+
+
+def test_the_fleets_networks_are_hosts_jobs_and_what_is_declared() -> None:
+    data = flows.fleet_model(
+        [],
+        {},
+        {"controllers": ["10.0.1.0/24"]},
+        {},
+        {},
+        {"all": ["slave1"], "worker_slaves": ["slave1"]},
+        {"slave1": {"cellblock_addresses": ["10.0.0.1", "fd00::1"]}},
+        job_range={"slave1": "10.0.0.128/27"},
+    )
+    networks = ["10.0.0.1/32", "10.0.0.128/27", "10.0.1.0/24", "fd00::1/128"]
+    assert flows.fleet_networks(data) == networks
+    assert flows.fleet_networks({}) == []
