@@ -1,0 +1,238 @@
+# Copyright: The Cellblock authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+
+# PRIVATE to the collection: may change at any time.
+
+"""The worker container of a slave: why it cannot be run, its system call filter, and what of its cgroups it is given.
+
+Plain data: what touches the host is the module's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Runtimes, and whether each is a boundary between the container's root and the host.
+RUNTIMES = {"userns": True, "runc": False}
+# Beside the engine's default ones: to mount, and to make networks, within its own user namespace.
+CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN")
+# Files by which a group is given away: who may put processes into it, and make groups below it. Files
+# with limits are not among them.
+DELEGATED_V1 = (".", "cgroup.procs", "tasks")
+DELEGATED_V2 = (".", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
+
+_ENOSYS = 38
+Profile = dict[str, Any]
+
+
+class WorkerError(Exception):
+    """What is wrong, in one sentence, and what to do."""
+
+
+# --- The system call filter -----------------------------------------------------------------------
+
+# What the engine's default profile has not and a worker needs. Whatever else differs is a mistake.
+#
+# pivot_root: nsjail, and the inner engine's runtime, give a process another root with it. It changes the
+# caller's own mount namespace.
+# keyctl and its kin: as on a kernel without keyrings. The inner runtime wants a session keyring of its own and
+# ends where that is refused (EPERM), but not where there is none. Keys are counted for the host's user.
+ADDITIONS: tuple[Mapping[str, Any], ...] = (
+    {"names": ["pivot_root"], "action": "SCMP_ACT_ALLOW"},
+    {
+        "names": ["keyctl", "add_key", "request_key"],
+        "action": "SCMP_ACT_ERRNO",
+        "errnoRet": _ENOSYS,
+    },
+)
+
+
+def tailored(default: Profile) -> Profile:
+    """The worker's profile: the engine's default for its capabilities, and :data:`ADDITIONS`.
+
+    ``default`` is what the engine made of its profile for a container with the same capabilities, out of that
+    container's ``config.json``: so it is that of this engine, kernel and architecture. An addition that the default
+    has already would be ambiguous: :class:`WorkerError`.
+    """
+    if default.get("defaultAction") != "SCMP_ACT_ERRNO":
+        raise WorkerError(
+            "the engine's default system call filter does not refuse what it does not name"
+            f" ({default.get('defaultAction')}); take seccomp-profile out of its configuration."
+        )
+    named = {name for rule in default.get("syscalls", []) for name in rule["names"]}
+    for addition in ADDITIONS:
+        known = named.intersection(addition["names"])
+        if known:
+            raise WorkerError(
+                f"the engine's default system call filter decides about {', '.join(sorted(known))} already;"
+                " this version of the engine is not supported."
+            )
+    profile = copy.deepcopy(default)
+    profile["syscalls"] = [*profile["syscalls"], *copy.deepcopy(list(ADDITIONS))]
+    return profile
+
+
+def differences(default: Profile, profile: Profile) -> tuple[list[str], list[str]]:
+    """Rules that only one of two profiles has, in words: (of ``default``, of ``profile``)."""
+    one, other = _words(default), _words(profile)
+    return sorted(one - other), sorted(other - one)
+
+
+def _words(profile: Profile) -> set[str]:
+    found = {f"otherwise: {profile.get('defaultAction')} {profile.get('defaultErrnoRet', 1)}"}
+    found |= {f"architecture {name}" for name in profile.get("architectures") or ()}
+    for rule in profile.get("syscalls") or ():
+        arguments = " and ".join(
+            f"argument {one['index']} {one['op']} {one['value']} {one.get('valueTwo', 0)}"
+            for one in rule.get("args") or ()
+        )
+        what = f"{rule['action']} {rule.get('errnoRet') or ''}".strip()
+        found |= {f"{name}: {what} {arguments}".strip() for name in rule["names"]}
+    return found
+
+
+# --- Cgroups --------------------------------------------------------------------------------------
+
+
+def delegated(proc_cgroup: str, mounts: Mapping[str, Path]) -> list[Path]:
+    """What the mapped root is given of the container's groups.
+
+    ``proc_cgroup`` is ``/proc/PID/cgroup`` of its first process, as the host sees it. ``mounts`` are the host's:
+    by controller (``memory``), by name (``name=systemd``), and by "" that of v2.
+    """
+    found: list[Path] = []
+    for line in proc_cgroup.splitlines():
+        _, names, path = line.split(":", 2)
+        if path in ("", "/") or path.startswith("/.."):
+            # It would be given the host's own groups.
+            raise WorkerError(
+                f"the worker container is in the cgroup {path or '/'} of {names or 'cgroup v2'}, which is not its own;"
+                " run it with an engine that makes one for each container."
+            )
+        mount = mounts.get(names.split(",")[0])
+        if mount is None:
+            continue  # A hierarchy that the host has not mounted, so nobody uses it.
+        files = DELEGATED_V1 if names else DELEGATED_V2
+        found += [mount / path.lstrip("/") / name for name in files]
+    return found
+
+
+# --- Whether it can be run ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The role's variables, as far as they can be refused."""
+
+    runtime: str
+    networks: Sequence[str]
+    ids: int
+    """How many ids it has: its own 65536, and two for each job."""
+    first_job_id: int
+    parallel_jobs: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the engine and the host say. ``engine`` is what /info of its API returned, None without an answer."""
+
+    engine: Mapping[str, Any] | None
+    networks: Mapping[str, str] = field(default_factory=dict)
+    """{name: driver} of the engine's networks."""
+    subordinate: Sequence[tuple[str, str, int, int]] = ()
+    """(file, user, first id, count): lines of /etc/subuid and /etc/subgid."""
+    remap: str = ""
+    """The user whose ids the engine maps to."""
+    masked_sys: bool = False
+    """Whether something covers a part of the host's own /sys."""
+
+
+def problems(wanted: Wanted, found: Found) -> list[str]:
+    """Every reason why the worker container cannot be run, with its remedy."""
+    if wanted.runtime not in RUNTIMES:
+        return [
+            f"worker_container_runtime is '{wanted.runtime}'; write {' or '.join(sorted(RUNTIMES))}."
+        ]
+    if found.engine is None:
+        return [
+            "no Docker engine answers at /run/docker.sock; provide it with the role docker (docker_enabled)."
+        ]
+    return [*_network_problems(wanted, found), *_boundary_problems(wanted, found)]
+
+
+def _network_problems(wanted: Wanted, found: Found) -> Iterable[str]:
+    for name in wanted.networks:
+        driver = found.networks.get(name)
+        if name == "host" or driver == "host" or name.startswith("container:"):
+            yield (
+                f"worker_container_networks has {name}: the engine within would remove the rules of the host's engine;"
+                " name a network of the worker's own."
+            )
+        elif name == "none" or driver == "null":
+            yield (
+                f"worker_container_networks has {name}, on which it would reach no cache; name another network."
+            )
+        elif driver is None:
+            yield (
+                f"worker_container_networks has {name}, and the engine has no such network; make it first, or take"
+                " the name out."
+            )
+    if not wanted.networks:
+        yield "worker_container_networks is empty; name a network of the engine, such as bridge."
+
+
+def _boundary_problems(wanted: Wanted, found: Found) -> Iterable[str]:
+    options = (found.engine or {}).get("SecurityOptions") or []
+    remapped = "name=userns" in options
+    if not any(str(option).startswith("name=seccomp") for option in options):
+        yield (
+            "the engine filters no system calls (no seccomp among its security options); boot a kernel that has"
+            " it, or take another build of the engine."
+        )
+    if not RUNTIMES[wanted.runtime]:
+        if remapped:
+            yield (
+                f"worker_container_runtime is {wanted.runtime}, and the engine maps root to another user; set"
+                " docker_userns_remap to '', or worker_container_runtime to userns."
+            )
+        return
+    if not remapped:
+        yield (
+            "the engine does not map root in containers to another user, and without that the worker container is no"
+            " boundary; set docker_userns_remap."
+        )
+    if found.masked_sys:
+        yield (
+            "something covers a part of the host's /sys, so that the kernel refuses a new /sys to a container with a"
+            " user namespace; unmount what is below /sys (see /proc/self/mounts)."
+        )
+    needed = wanted.first_job_id + 2 * wanted.parallel_jobs
+    if wanted.ids < needed:
+        yield (
+            f"worker_container_ids is {wanted.ids}, and jobs have ids from {wanted.first_job_id} to {needed - 1}; set it"
+            f" to at least {needed}, or lower worker_container_parallel_jobs."
+        )
+    for file in ("/etc/subuid", "/etc/subgid"):
+        yield from _range_problems(file, wanted, found)
+
+
+def _range_problems(file: str, wanted: Wanted, found: Found) -> Iterable[str]:
+    ranges = [(user, first, count) for name, user, first, count in found.subordinate if name == file]
+    own = [(first, count) for user, first, count in ranges if user == found.remap]
+    total = sum(count for _, count in own)
+    if total < wanted.ids:
+        yield (
+            f"{file} gives {found.remap or 'nobody'} {total} ids, and the worker container needs {wanted.ids}; add a line"
+            f" such as {found.remap or 'dockremap'}:300000:{wanted.ids} that overlaps no other."
+        )
+    for user, first, count in ranges:
+        for start, length in own:
+            if user != found.remap and first < start + length and start < first + count:
+                yield (
+                    f"{file} gives ids from {max(first, start)} to both {found.remap} and {user}, and processes of either"
+                    " could use the other's files; give them ranges of their own."
+                )

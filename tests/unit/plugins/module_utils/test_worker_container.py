@@ -1,0 +1,140 @@
+"""The worker container: what is refused, its system call filter, and what it is given of its cgroups."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.cellblock.fleet.plugins.module_utils import _worker_container as worker
+
+INFO = {"SecurityOptions": ["name=seccomp,profile=default", "name=userns"]}
+WANTED = worker.Wanted(
+    runtime="userns", networks=["bridge"], ids=131072, first_job_id=65536, parallel_jobs=8
+)
+FOUND = worker.Found(
+    engine=INFO,
+    networks={"bridge": "bridge", "host": "host", "none": "null", "jobs": "bridge"},
+    subordinate=[
+        ("/etc/subuid", "containers", 300000, 131072),
+        ("/etc/subgid", "containers", 300000, 131072),
+    ],
+    remap="containers",
+)
+
+
+def test_what_is_in_order_is_not_refused() -> None:
+    assert worker.problems(WANTED, FOUND) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "named"),
+    [
+        ({"runtime": "kata"}, {}, "worker_container_runtime is 'kata'"),
+        ({}, {"engine": None}, "no Docker engine answers"),
+        ({"networks": ["host"]}, {}, "worker_container_networks has host"),
+        ({"networks": ["jobs"]}, {"networks": {"jobs": "host"}}, "worker_container_networks has jobs"),
+        ({"networks": ["container:other"]}, {}, "worker_container_networks has container:other"),
+        ({"networks": ["none"]}, {}, "would reach no cache"),
+        ({"networks": ["missing"]}, {}, "no such network"),
+        ({"networks": []}, {}, "worker_container_networks is empty"),
+        ({}, {"engine": {"SecurityOptions": ["name=seccomp"]}}, "set docker_userns_remap"),
+        ({}, {"engine": {"SecurityOptions": ["name=userns"]}}, "filters no system calls"),
+        ({"runtime": "runc"}, {}, "maps root to another user"),
+        ({}, {"masked_sys": True}, "/sys"),
+        ({"ids": 65536}, {}, "worker_container_ids is 65536"),
+        ({}, {"subordinate": []}, "/etc/subuid gives containers 0 ids"),
+        ({}, {"subordinate": FOUND.subordinate[:1]}, "/etc/subgid gives containers 0 ids"),
+        (
+            {},
+            {"subordinate": [*FOUND.subordinate, ("/etc/subuid", "lxd", 400000, 65536)]},
+            "/etc/subuid gives ids from 400000 to both",
+        ),
+    ],
+)
+def test_refusals(wanted: dict[str, Any], found: dict[str, Any], named: str) -> None:
+    problems = worker.problems(
+        dataclasses.replace(WANTED, **wanted), dataclasses.replace(FOUND, **found)
+    )
+    assert any(named in problem for problem in problems), problems
+    assert all(problem.endswith(".") and ";" in problem for problem in problems)
+
+
+def test_the_negative_control_needs_no_mapping() -> None:
+    found = dataclasses.replace(
+        FOUND, engine={"SecurityOptions": ["name=seccomp"]}, subordinate=[], masked_sys=True
+    )
+    assert worker.problems(dataclasses.replace(WANTED, runtime="runc"), found) == []
+
+
+DEFAULT = {
+    "defaultAction": "SCMP_ACT_ERRNO",
+    "architectures": ["SCMP_ARCH_X86_64"],
+    "syscalls": [
+        {"names": ["read", "write"], "action": "SCMP_ACT_ALLOW"},
+        {
+            "names": ["personality"],
+            "action": "SCMP_ACT_ALLOW",
+            "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}],
+        },
+    ],
+}
+
+
+def test_the_filter_differs_from_the_engines_only_where_it_is_stated() -> None:
+    less, more = worker.differences(DEFAULT, worker.tailored(DEFAULT))
+    assert less == []
+    assert more == [
+        "add_key: SCMP_ACT_ERRNO 38",
+        "keyctl: SCMP_ACT_ERRNO 38",
+        "pivot_root: SCMP_ACT_ALLOW",
+        "request_key: SCMP_ACT_ERRNO 38",
+    ]
+
+
+def test_the_default_itself_is_left_alone() -> None:
+    before = str(DEFAULT)
+    worker.tailored(DEFAULT)["syscalls"][0]["names"].append("reboot")
+    assert str(DEFAULT) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"defaultAction": "SCMP_ACT_ALLOW"},
+        {"syscalls": [{"names": ["keyctl"], "action": "SCMP_ACT_ALLOW"}]},
+    ],
+)
+def test_a_default_that_the_additions_would_not_fit_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(worker.WorkerError):
+        worker.tailored({**DEFAULT, **change})
+
+
+def test_a_changed_rule_is_seen() -> None:
+    changed = worker.tailored(DEFAULT)
+    changed["syscalls"][1]["args"][0]["value"] = 9
+    less, more = worker.differences(worker.tailored(DEFAULT), changed)
+    assert (len(less), len(more)) == (1, 1)
+
+
+MOUNTS = {
+    "memory": Path("/sys/fs/cgroup/memory"),
+    "cpu": Path("/sys/fs/cgroup/cpu,cpuacct"),
+    "": Path("/sys/fs/cgroup/unified"),
+}
+
+
+def test_no_file_with_a_limit_is_given_away() -> None:
+    given = worker.delegated("3:memory:/docker/a1\n2:cpu,cpuacct:/docker/a1\n0::/docker/a1\n", MOUNTS)
+    assert {path.name for path in given} == {
+        "a1", "cgroup.procs", "tasks", "cgroup.threads", "cgroup.subtree_control",
+    }  # fmt: skip
+    assert Path("/sys/fs/cgroup/cpu,cpuacct/docker/a1/tasks") in given
+    assert Path("/sys/fs/cgroup/unified/docker/a1/tasks") not in given
+
+
+@pytest.mark.parametrize("path", ["/", "/../x", ""])
+def test_a_group_that_is_not_the_containers_own_is_never_given_away(path: str) -> None:
+    with pytest.raises(worker.WorkerError):
+        worker.delegated(f"3:memory:{path}\n", MOUNTS)
