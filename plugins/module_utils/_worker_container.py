@@ -3,7 +3,7 @@
 
 # PRIVATE to the collection: may change at any time.
 
-"""The worker container of a slave: why it cannot be run, its system call filter, and what of its cgroups it is given.
+"""The worker container of a slave: why it cannot be run, and its system call filter.
 
 Plain data: what touches the host is the module's.
 """
@@ -13,18 +13,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 # Runtimes, and whether each is a boundary between the container's root and the host.
 RUNTIMES = {"userns": True, "runc": False}
 # Beside the engine's default ones: to mount, and to make networks, within its own user namespace.
 CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN")
-# Files by which a group is given away: who may put processes into it, and make groups below it. Files
-# with limits are not among them.
-DELEGATED_V1 = (".", "cgroup.procs", "tasks")
-DELEGATED_V2 = (".", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
-
 _ENOSYS = 38
 Profile = dict[str, Any]
 
@@ -92,32 +86,6 @@ def _words(profile: Profile) -> set[str]:
         )
         what = f"{rule['action']} {rule.get('errnoRet') or ''}".strip()
         found |= {f"{name}: {what} {arguments}".strip() for name in rule["names"]}
-    return found
-
-
-# --- Cgroups --------------------------------------------------------------------------------------
-
-
-def delegated(proc_cgroup: str, mounts: Mapping[str, Path]) -> list[Path]:
-    """What the mapped root is given of the container's groups.
-
-    ``proc_cgroup`` is ``/proc/PID/cgroup`` of its first process, as the host sees it. ``mounts`` are the host's:
-    by controller (``memory``), by name (``name=systemd``), and by "" that of v2.
-    """
-    found: list[Path] = []
-    for line in proc_cgroup.splitlines():
-        _, names, path = line.split(":", 2)
-        if path in ("", "/") or path.startswith("/.."):
-            # It would be given the host's own groups.
-            raise WorkerError(
-                f"the worker container is in the cgroup {path or '/'} of {names or 'cgroup v2'}, which is not its own;"
-                " run it with an engine that makes one for each container."
-            )
-        mount = mounts.get(names.split(",")[0])
-        if mount is None:
-            continue  # A hierarchy that the host has not mounted, so nobody uses it.
-        files = DELEGATED_V1 if names else DELEGATED_V2
-        found += [mount / path.lstrip("/") / name for name in files]
     return found
 
 

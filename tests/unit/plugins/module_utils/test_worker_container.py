@@ -1,9 +1,8 @@
-"""The worker container: what is refused, its system call filter, and what it is given of its cgroups."""
+"""The worker container: what is refused, and its system call filter."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,25 +115,3 @@ def test_a_changed_rule_is_seen() -> None:
     changed["syscalls"][1]["args"][0]["value"] = 9
     less, more = worker.differences(worker.tailored(DEFAULT), changed)
     assert (len(less), len(more)) == (1, 1)
-
-
-MOUNTS = {
-    "memory": Path("/sys/fs/cgroup/memory"),
-    "cpu": Path("/sys/fs/cgroup/cpu,cpuacct"),
-    "": Path("/sys/fs/cgroup/unified"),
-}
-
-
-def test_no_file_with_a_limit_is_given_away() -> None:
-    given = worker.delegated("3:memory:/docker/a1\n2:cpu,cpuacct:/docker/a1\n0::/docker/a1\n", MOUNTS)
-    assert {path.name for path in given} == {
-        "a1", "cgroup.procs", "tasks", "cgroup.threads", "cgroup.subtree_control",
-    }  # fmt: skip
-    assert Path("/sys/fs/cgroup/cpu,cpuacct/docker/a1/tasks") in given
-    assert Path("/sys/fs/cgroup/unified/docker/a1/tasks") not in given
-
-
-@pytest.mark.parametrize("path", ["/", "/../x", ""])
-def test_a_group_that_is_not_the_containers_own_is_never_given_away(path: str) -> None:
-    with pytest.raises(worker.WorkerError):
-        worker.delegated(f"3:memory:{path}\n", MOUNTS)

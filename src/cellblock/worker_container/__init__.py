@@ -1,0 +1,1 @@
+"""The worker container: its first process, and what its slave gives it."""
