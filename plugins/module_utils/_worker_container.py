@@ -19,6 +19,7 @@ from typing import Any
 RUNTIMES = {"userns": True, "runc": False}
 # Beside the engine's default ones: to mount, and to make networks, within its own user namespace.
 CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN")
+SUBORDINATE_FILES = ("/etc/subuid", "/etc/subgid")
 _ENOSYS = 38
 Profile = dict[str, Any]
 
@@ -184,22 +185,43 @@ def _boundary_problems(wanted: Wanted, found: Found) -> Iterable[str]:
             f"worker_container_ids is {wanted.ids}, and jobs have ids from {wanted.first_job_id} to {needed - 1}; set it"
             f" to at least {needed}, or lower worker_container_parallel_jobs."
         )
-    for file in ("/etc/subuid", "/etc/subgid"):
+    for file in SUBORDINATE_FILES:
         yield from _range_problems(file, wanted, found)
+    users, groups = (_own(file, found) for file in SUBORDINATE_FILES)
+    if users and groups and users[0][0] != groups[0][0]:
+        yield (
+            f"/etc/subuid gives {found.remap} ids from {users[0][0]}, and /etc/subgid from {groups[0][0]}; let both begin"
+            " with the same, as a job's files have one id for both."
+        )
+
+
+def owner(found: Found) -> int:
+    """The host's id of the container's root, once there are no :func:`problems`."""
+    own = _own(SUBORDINATE_FILES[0], found)
+    return own[0][0] if own else 0
+
+
+def _own(file: str, found: Found) -> list[tuple[int, int]]:
+    """(first, count) of what the engine maps to, in its order."""
+    return [
+        (first, count)
+        for name, user, first, count in found.subordinate
+        if name == file and user == found.remap
+    ]
 
 
 def _range_problems(file: str, wanted: Wanted, found: Found) -> Iterable[str]:
-    ranges = [(user, first, count) for name, user, first, count in found.subordinate if name == file]
-    own = [(first, count) for user, first, count in ranges if user == found.remap]
-    total = sum(count for _, count in own)
-    if total < wanted.ids:
+    own = _own(file, found)
+    # The first, since what a job's id is on the host is counted from its beginning.
+    most = own[0][1] if own else 0
+    if most < wanted.ids:
         yield (
-            f"{file} gives {found.remap or 'nobody'} {total} ids, and the worker container needs {wanted.ids}; add a line"
-            f" such as {found.remap or 'dockremap'}:300000:{wanted.ids} that overlaps no other."
+            f"{file} gives {found.remap or 'nobody'} {most} ids at first, and the worker container needs {wanted.ids}; write"
+            f" a line such as {found.remap or 'dockremap'}:300000:{wanted.ids} that overlaps no other."
         )
-    for user, first, count in ranges:
-        for start, length in own:
-            if user != found.remap and first < start + length and start < first + count:
+    for name, user, first, count in found.subordinate:
+        for start, length in own if name == file and user != found.remap else ():
+            if first < start + length and start < first + count:
                 yield (
                     f"{file} gives ids from {max(first, start)} to both {found.remap} and {user}, and processes of either"
                     " could use the other's files; give them ranges of their own."

@@ -87,6 +87,10 @@ image:
   description: The image with its tag.
   returned: O(state=image)
   type: str
+owner:
+  description: The host's id of the container's root; 0 where it is not mapped.
+  returned: O(state=checked)
+  type: int
 """
 
 import contextlib  # noqa: E402
@@ -123,6 +127,7 @@ class Task:
         self.module = module
         self.params = module.params
         self.host = Host(lambda command: module.run_command(command))
+        self.returned: dict[str, Any] = {}
 
     def docker(self, *arguments: str) -> str:
         code, out, error = self.module.run_command(["docker", *arguments])
@@ -141,7 +146,7 @@ class Task:
         daemon = parse_daemon(self.host.read(DAEMON), DAEMON)
         remap = str(daemon.get("userns-remap") or "").partition(":")[0]
         subordinate = []
-        for file in ("/etc/subuid", "/etc/subgid"):
+        for file in worker.SUBORDINATE_FILES:
             for line in (self.host.read(file) or "").splitlines():
                 user, _, numbers = line.strip().partition(":")
                 first, _, count = numbers.partition(":")
@@ -169,9 +174,11 @@ class Task:
             first_job_id=self.params["first_job_id"],
             parallel_jobs=self.params["parallel_jobs"],
         )
-        problems = worker.problems(wanted, self.found())
+        found = self.found()
+        problems = worker.problems(wanted, found)
         if problems:
             self.module.fail_json(msg=" ".join(problems), problems=problems)
+        self.returned["owner"] = worker.owner(found) if worker.RUNTIMES[wanted.runtime] else 0
         return False
 
     # --- image ---
@@ -180,6 +187,7 @@ class Task:
         return f"{self.params['image']}:{self.params['digest'][:12]}"
 
     def make_image(self) -> bool:
+        self.returned["image"] = self.image()
         code, _, _ = self.module.run_command(["docker", "image", "inspect", self.image()])
         if code == 0:
             return False
@@ -270,8 +278,7 @@ def main() -> None:
         changed = steps[module.params["state"]]()
     except worker.WorkerError as error:
         module.fail_json(msg=str(error))
-    returned = {"image": task.image()} if module.params["state"] == "image" else {}
-    module.exit_json(changed=changed, **returned)
+    module.exit_json(changed=changed, **task.returned)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,6 @@ def delegated(proc_cgroup: str, mounts: Mapping[str, Path]) -> list[Path]:
 
 
 def delegate(proc_cgroup: str, mountinfo: str, owner: int) -> None:
-    """Gives it away to the host's user and group ``owner``, to which the container's root is mapped."""
+    """Gives it away to the host's user ``owner``, to which the container's root is mapped."""
     for path in delegated(proc_cgroup, mounted(mountinfo)):
-        os.chown(path, owner, owner, follow_symlinks=False)
+        os.chown(path, owner, -1, follow_symlinks=False)

@@ -47,6 +47,16 @@ def test_what_is_in_order_is_not_refused() -> None:
         ({}, {"subordinate": FOUND.subordinate[:1]}, "/etc/subgid gives containers 0 ids"),
         (
             {},
+            {"subordinate": [FOUND.subordinate[0], ("/etc/subgid", "containers", 500000, 131072)]},
+            "let both begin with the same",
+        ),
+        (
+            {},
+            {"subordinate": [("/etc/subuid", "containers", 200000, 65536), *FOUND.subordinate]},
+            "/etc/subuid gives containers 65536 ids at first",
+        ),
+        (
+            {},
             {"subordinate": [*FOUND.subordinate, ("/etc/subuid", "lxd", 400000, 65536)]},
             "/etc/subuid gives ids from 400000 to both",
         ),
@@ -58,6 +68,10 @@ def test_refusals(wanted: dict[str, Any], found: dict[str, Any], named: str) -> 
     )
     assert any(named in problem for problem in problems), problems
     assert all(problem.endswith(".") and ";" in problem for problem in problems)
+
+
+def test_the_containers_root_is_the_first_of_its_ids() -> None:
+    assert worker.owner(FOUND) == 300000
 
 
 def test_the_negative_control_needs_no_mapping() -> None:
