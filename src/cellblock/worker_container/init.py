@@ -225,17 +225,20 @@ class Init:
         selector.register(connection, selectors.EVENT_READ, Jail(connection))
 
     def _serve(self, selector: selectors.BaseSelector, jail: Jail) -> None:
-        message, descriptors, _, _ = b"", [], 0, None
-        try:
+        message: bytes = b""
+        descriptors: list[int] = []
+        with contextlib.suppress(OSError):
             message, descriptors, _, _ = socket.recv_fds(
                 jail.connection, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS
             )
+        try:
+            # One request for each connection; whatever else it says ends it.
             if not message or jail.pid:
                 self._end(selector, jail)
                 return
             request = Request.parse(message)
             if request.received() != len(descriptors):
-                raise RequestError(f"{request.received()} descriptors are announced")
+                raise RequestError(f"{len(descriptors)} of {request.received()} descriptors came")
             jail.pid, jail.mounts = start(request, descriptors), request.mounts
             self.jails[jail.pid] = jail
             _say(jail.connection, {"pid": jail.pid})
@@ -248,7 +251,7 @@ class Init:
     def _end(self, selector: selectors.BaseSelector, jail: Jail) -> None:
         selector.unregister(jail.connection)
         jail.connection.close()
-        if jail.pid in self.jails:
+        if self.jails.get(jail.pid) is jail:
             os.kill(jail.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
 
     def _reap(self) -> None:
