@@ -163,12 +163,7 @@ def _boundary_problems(wanted: Wanted, found: Found) -> Iterable[str]:
             " it, or take another build of the engine."
         )
     if not RUNTIMES[wanted.runtime]:
-        if remapped:
-            yield (
-                f"worker_container_runtime is {wanted.runtime}, and the engine maps root to another user; set"
-                " docker_userns_remap to '', or worker_container_runtime to userns."
-            )
-        return
+        return  # An engine that maps ids is told not to, for this container.
     if not remapped:
         yield (
             "the engine does not map root in containers to another user, and without that the worker container is no"

@@ -22,8 +22,8 @@ options:
     choices: [checked, image, filter]
     required: true
   runtime:
-    description: V(userns) for an engine that maps root to another user, V(runc) for one that does not, which is
-      no boundary.
+    description: V(userns) where the engine maps the container's root to another user, V(runc) without that, which
+      is no boundary.
     type: str
     default: userns
   networks:

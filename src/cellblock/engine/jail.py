@@ -15,9 +15,10 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from ..errors import HostOverloadedError, InternalError
 from ..linux.netlink import inside
@@ -118,27 +119,49 @@ class JailSpec:
     """Files of the host, and the files of the root that they are bound over."""
 
 
+class JailProcess(Protocol):
+    """nsjail, wherever it was started; as :class:`subprocess.Popen` has it."""
+
+    @property
+    def returncode(self) -> int | Any: ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Until it has ended; raises :class:`subprocess.TimeoutExpired`."""
+
+    def kill(self) -> None: ...
+
+
+Start = Callable[[JailSpec, int, int], JailProcess]
+"""Starts nsjail for a specification, with jobinit's socket and the descriptor of its log."""
+
+
+def start_here(spec: JailSpec, control: int, log: int) -> JailProcess:
+    """On this host, as a child of the caller."""
+    # A process starts in the network namespace of the thread that starts it.
+    network = contextlib.nullcontext() if spec.namespace is None else inside(spec.namespace)
+    with network:
+        return subprocess.Popen(
+            jail_command(spec, control, log),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(control, log),
+            env={},
+            cwd="/",
+        )
+
+
 class Jail:
     """One jail, from its start to its end; ``pid`` is jobinit's in the caller's pid namespace."""
 
-    def __init__(self, spec: JailSpec) -> None:
+    def __init__(self, spec: JailSpec, start: Start = start_here) -> None:
         """Starts it and waits until jobinit is ready; raises :class:`InternalError`."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._log = os.memfd_create("nsjail-log", os.MFD_CLOEXEC)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            # A process starts in the network namespace of the thread that starts it.
-            network = contextlib.nullcontext() if spec.namespace is None else inside(spec.namespace)
-            with theirs, network:
-                self._process = subprocess.Popen(
-                    _command(spec, theirs.fileno(), self._log),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(), self._log),
-                    env={},
-                    cwd="/",
-                )
+            with theirs:
+                self._process = start(spec, theirs.fileno(), self._log)
             self.pid = self._await_hello()
             self._pidfd = os.pidfd_open(self.pid)
             self._io_before = self._io()
@@ -273,7 +296,8 @@ class Jail:
         return os.pread(self._log, 4096, 0).decode("utf-8", "replace").strip().replace("\n", " | ")
 
 
-def _command(spec: JailSpec, control: int, log: int) -> list[str]:
+def jail_command(spec: JailSpec, control: int, log: int) -> list[str]:
+    """What starts it, with jobinit's socket and the log as descriptors of those numbers."""
     init, job = spec.uids.init, spec.uids.job
     return [
         str(spec.nsjail),
