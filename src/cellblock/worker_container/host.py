@@ -2,8 +2,8 @@
 
     python3 -m cellblock.worker_container.host /etc/cellblock/worker_container/container.json
 
-What it is made of is in the file, as the role wrote it: ``{"name", "create": [arguments of docker create], "engine":
-[command], "directory", "owner", "start_timeout_s"}``.
+What it is made of is in the file, as the role wrote it: ``{"name", "create": [arguments of docker create], "networks":
+[more of them], "engine": [command], "directory", "owner", "start_timeout_s"}``.
 """
 
 from __future__ import annotations
@@ -69,6 +69,9 @@ def run(config: Mapping[str, Any]) -> int:
         os.chown(boot_path, int(config["owner"]), -1)
         os.chmod(boot_path, 0o600)
         container = _docker("create", *config["create"])
+        # Before the start, so that all interfaces are there when the first process begins.
+        for network in config["networks"]:
+            _docker("network", "connect", network, container)
         _docker("start", container)
         pid = int(_docker("inspect", "--format", "{{.State.Pid}}", container))
         pidfd = os.pidfd_open(pid)
