@@ -161,7 +161,9 @@ class Task:
             remap=REMAP_USER if remap == "default" else remap,
             # Where the same file system goes on below, or other kinds than those that belong there.
             masked_sys=any(
-                point.startswith("/sys/") and kind in ("tmpfs", "sysfs") and point != "/sys/fs/cgroup"
+                point.startswith("/sys/")
+                and kind in ("tmpfs", "sysfs")
+                and point != "/sys/fs/cgroup"
                 for point, kind in points
             ),
         )

@@ -21,7 +21,9 @@ MOUNTS = {
 
 
 def test_no_file_with_a_limit_is_given_away() -> None:
-    given = cgroups.delegated("3:memory:/docker/a1\n2:cpu,cpuacct:/docker/a1\n0::/docker/a1\n", MOUNTS)
+    given = cgroups.delegated(
+        "3:memory:/docker/a1\n2:cpu,cpuacct:/docker/a1\n0::/docker/a1\n", MOUNTS
+    )
     assert {path.name for path in given} == {
         "a1", "cgroup.procs", "tasks", "cgroup.threads", "cgroup.subtree_control",
     }  # fmt: skip

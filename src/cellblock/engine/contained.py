@@ -144,7 +144,10 @@ class ContainedProcess:
 def _detached(path: Path) -> int:
     """A mount of ``path`` that is nowhere attached."""
     tree: int = _libc.syscall(
-        _SYS_OPEN_TREE, _AT_FDCWD, str(path).encode(), _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
+        _SYS_OPEN_TREE,
+        _AT_FDCWD,
+        str(path).encode(),
+        _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC,
     )
     if tree < 0:
         error = ctypes.get_errno()

@@ -76,8 +76,12 @@ def run(config: Mapping[str, Any]) -> int:
         pid = int(_docker("inspect", "--format", "{{.State.Pid}}", container))
         pidfd = os.pidfd_open(pid)
         connection = _accept(boot, pidfd, deadline)
+        # Unread it would reset the connection when it is closed, and the answer be lost.
+        connection.recv(4096)
         if _peer(connection) != pid:
-            raise HostSetupError("worker container", "another process than its first connected", _REMEDY)
+            raise HostSetupError(
+                "worker container", "another process than its first connected", _REMEDY
+            )
         groups = Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii")
         mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
         cgroups.delegate(groups, mountinfo, int(config["owner"]))

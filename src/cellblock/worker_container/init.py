@@ -271,10 +271,7 @@ class Init:
             elif self.engine_process is not None and pid == self.engine_process.pid:
                 self.engine_process = None
         # One that ends at once is not to keep this process busy.
-        if (
-            self.engine_process is None
-            and time.monotonic() >= self.engine_started + ENGINE_PAUSE_S
-        ):
+        if self.engine_process is None and time.monotonic() >= self.engine_started + ENGINE_PAUSE_S:
             self._start_engine()
 
 

@@ -33,7 +33,11 @@ def test_what_is_in_order_is_not_refused() -> None:
         ({"runtime": "kata"}, {}, "worker_container_runtime is 'kata'"),
         ({}, {"engine": None}, "no Docker engine answers"),
         ({"networks": ["host"]}, {}, "worker_container_networks has host"),
-        ({"networks": ["jobs"]}, {"networks": {"jobs": "host"}}, "worker_container_networks has jobs"),
+        (
+            {"networks": ["jobs"]},
+            {"networks": {"jobs": "host"}},
+            "worker_container_networks has jobs",
+        ),
         ({"networks": ["container:other"]}, {}, "worker_container_networks has container:other"),
         ({"networks": ["none"]}, {}, "would reach no cache"),
         ({"networks": ["missing"]}, {}, "no such network"),
