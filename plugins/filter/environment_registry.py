@@ -11,7 +11,7 @@ version_added: 0.1.0
 description:
   - Joins environment definitions with the archives built from them to what the engine reads on a
     host.
-positional: _input, archives, architecture, directory
+positional: _input, archives, architecture, directory, failures, installed
 options:
   _input:
     description: The environment definitions, by name.
@@ -30,6 +30,16 @@ options:
     description: Directory on the host that holds one directory per environment.
     type: str
     required: true
+  failures:
+    description: The RV(cellblock.fleet.environment_archive#module:failures) list; anything else that was
+      not built is an error.
+    type: list
+    elements: dict
+    default: []
+  installed:
+    description: The list as the host has it, from which what could not be built is kept.
+    type: dict
+    default: {}
 author:
   - The Cellblock authors
 """
@@ -54,7 +64,7 @@ _value:
   type: dict
 """
 
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Mapping  # noqa: E402
 from typing import Any  # noqa: E402
 
 from ansible.errors import AnsibleFilterError  # noqa: E402
@@ -65,10 +75,17 @@ from ansible_collections.cellblock.fleet.plugins.module_utils._environments impo
 
 
 def environment_registry(
-    definitions: object, archives: object, architecture: str, directory: str
+    definitions: object,
+    archives: object,
+    architecture: str,
+    directory: str,
+    failures: object = (),
+    installed: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     try:
-        return registry_for_host(definitions, archives, architecture, directory)
+        return registry_for_host(
+            definitions, archives, architecture, directory, failures, installed
+        )
     except DefinitionError as error:
         raise AnsibleFilterError(f"cellblock.fleet.environment_registry: {error}") from error
 

@@ -50,7 +50,11 @@ class DefinitionError(Exception):
 
 
 class BuildError(Exception):
-    """A build that failed; the text is one sentence with the remedy."""
+    """A build that failed; the text is one sentence with the remedy, and what a package said."""
+
+
+class CannotBuildError(BuildError):
+    """This machine can build nothing at all."""
 
 
 @dataclass(frozen=True)
@@ -195,16 +199,30 @@ def trees_for_host(archives: object, architecture: str, directory: str) -> list[
 
 
 def registry_for_host(
-    definitions: object, archives: object, architecture: str, directory: str
-) -> dict[str, dict[str, str | None]]:
-    """The engine's list of environments: name -> path, digest, description, default_path, mounts."""
+    definitions: object,
+    archives: object,
+    architecture: str,
+    directory: str,
+    failures: object = (),
+    installed: Mapping[str, Any] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """The engine's list of environments: name -> path, digest, description, default_path, mounts.
+
+    Of those that could not be built (``failures``) the host keeps what it has (``installed``, such a
+    list), if anything.
+    """
     built = {a["name"]: a for a in _of_architecture(archives, architecture)}
+    failed = {a["name"] for a in _of_architecture(failures, architecture)}
     registry: dict[str, dict[str, Any]] = {}
     for definition in parse_definitions(definitions):
         if definition.name not in built:
-            raise DefinitionError(
-                f"environment '{definition.name}' was not built for {architecture}"
-            )
+            if definition.name not in failed:
+                raise DefinitionError(
+                    f"environment '{definition.name}' was not built for {architecture}"
+                )
+            if definition.name in (installed or {}):
+                registry[definition.name] = (installed or {})[definition.name]
+            continue
         digest = built[definition.name]["sha256"]
         registry[definition.name] = {
             "path": f"{directory}/{definition.name}",
@@ -219,7 +237,8 @@ def registry_for_host(
 def _of_architecture(archives: object, architecture: str) -> list[Mapping[str, Any]]:
     if not isinstance(archives, list | tuple) or not all(isinstance(a, Mapping) for a in archives):
         raise DefinitionError(
-            "archives must be the list that environment_archive returns as 'environments'"
+            "archives and failures must be the lists that environment_archive returns as "
+            "'environments' and 'failures'"
         )
     return [a for a in archives if a["architecture"] == architecture]
 
@@ -243,8 +262,9 @@ _MERGED_USR_HOOKS = "/usr/share/mmdebstrap/hooks/merged-usr"
 # Runs on the controller with the root file system as "$1", after all packages are configured, and
 # replaces mmdebstrap's own cleaning, which expects apt's files to be there still.
 # /work, /tmp, /mnt, /proc and /dev are what the engine mounts over; a read-only root file system
-# cannot grow them later.  A job's host name resolves as with a network, where the engine brings the file.  It needs no package manager, no identity of the machine
-# that built the root file system, and no program that changes users.
+# cannot grow them later.  A job's host name resolves as with a network, where the engine brings the
+# file.  It needs no package manager, no identity of the machine that built the root file system, and
+# no program that changes users.
 _FINISH = r"""set -eu
 rm -rf "$1"/etc/apt "$1"/var/lib/apt "$1"/var/cache "$1"/var/log "$1"/var/backups \
   "$1"/var/lib/systemd "$1"/usr/share/info "$1"/usr/share/doc "$1"/usr/share/man \
@@ -530,7 +550,7 @@ class Cache:
             ("dpkg-query", "dpkg"),
         ):
             if shutil.which(program) is None:
-                raise BuildError(
+                raise CannotBuildError(
                     f"Environment '{archive.definition.name}' cannot be built, because this "
                     "machine has no "
                     f"'{program}'; install the package '{package}', or give built archives as "
@@ -538,7 +558,7 @@ class Cache:
                 )
         if os.geteuid() != 0:
             # mmdebstrap's own user namespaces could not write into a cache that belongs to a user.
-            raise BuildError(
+            raise CannotBuildError(
                 f"Environment '{archive.definition.name}' cannot be built by an ordinary user; run as "
                 "root, or give built archives as 'environments_archives_dir'."
             )
@@ -550,7 +570,7 @@ class Cache:
                 found = None if rebuild else self.find(archive)
                 return found or self._build(archive)
         except OSError as error:
-            raise BuildError(
+            raise CannotBuildError(
                 f"Environment '{archive.definition.name}' cannot be built: "
                 f"{error.filename or self._directory}: "
                 f"{error.strerror or error}; correct that and run again."

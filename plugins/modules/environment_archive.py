@@ -20,6 +20,8 @@ description:
     C(<cache_dir>/environments/<name>-<suite>-<architecture>-<digest>.tar.zst), where the digest
     covers the packages and the recipe. It is not rebuilt while these stay the same; O(rebuild)
     refreshes the packages.
+  - An environment that cannot be built does not keep the others from being built. The task fails
+    then, and returns both.
   - Builds run one at a time, also when several runs share a cache. Downloaded packages are kept in
     C(<cache_dir>/debs), which can be deleted at any time.
 options:
@@ -107,7 +109,7 @@ EXAMPLES = r"""
 RETURN = r"""
 environments:
   description: One entry per environment and architecture.
-  returned: success
+  returned: success, and when some could not be built
   type: list
   elements: dict
   contains:
@@ -138,6 +140,21 @@ environments:
     packages:
       description: Versions of the installed packages by name; empty for archives built elsewhere.
       type: dict
+failures:
+  description: One entry per environment and architecture that could not be built.
+  returned: success, and when some could not be built
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: Name of the environment.
+      type: str
+    architecture:
+      description: Architecture as in C(ansible_facts['architecture']).
+      type: str
+    message:
+      description: Why, the last lines of a package that could not be installed among it.
+      type: str
 """
 
 from pathlib import Path  # noqa: E402
@@ -145,8 +162,10 @@ from pathlib import Path  # noqa: E402
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 from ansible_collections.cellblock.fleet.plugins.module_utils import _reader  # noqa: E402
 from ansible_collections.cellblock.fleet.plugins.module_utils._environments import (  # noqa: E402
+    Archive,
     BuildError,
     Cache,
+    CannotBuildError,
     DefinitionError,
     Record,
     apt_index_targets,
@@ -191,29 +210,46 @@ def main() -> None:
             suite, params["mirror"], params["security_mirror"], apt_index_targets()
         ),
     )
+
+    def record(archive: Archive) -> Record:
+        if params["archives_dir"]:
+            return prebuilt(archive, Path(params["archives_dir"]))
+        found = None if params["rebuild"] else cache.find(archive)
+        if found is not None:
+            return found
+        if module.check_mode:
+            return cache.predict(archive)
+        return cache.build(archive, params["rebuild"])
+
     records: list[Record] = []
+    failures: list[dict[str, str]] = []
     try:
         for archive in plan_archives(
             params["definitions"], params["suite"], params["architectures"]
         ):
-            if params["archives_dir"]:
-                records.append(prebuilt(archive, Path(params["archives_dir"])))
-                continue
-            found = None if params["rebuild"] else cache.find(archive)
-            if found is None:
-                found = (
-                    cache.predict(archive)
-                    if module.check_mode
-                    else cache.build(archive, params["rebuild"])
+            try:
+                records.append(record(archive))
+            except CannotBuildError:
+                raise
+            except BuildError as error:
+                failures.append(
+                    {
+                        "name": archive.definition.name,
+                        "architecture": archive.architecture,
+                        "message": str(error),
+                    }
                 )
-            records.append(found)
-    except (DefinitionError, BuildError) as error:
+    except (DefinitionError, CannotBuildError) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(
-        changed=any(record.built for record in records),
-        environments=[record.as_result() for record in records],
-        diff=summary(records),
-    )
+    result = {
+        "changed": any(record.built for record in records),
+        "environments": [record.as_result() for record in records],
+        "failures": failures,
+        "diff": summary(records),
+    }
+    if failures:
+        module.fail_json(msg="\n".join(failure["message"] for failure in failures), **result)
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

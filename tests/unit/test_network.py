@@ -202,12 +202,22 @@ def test_names_are_pinned() -> None:
     assert "ip daddr { 198.51.100.10/32, 203.0.113.10/32 } tcp dport 443 goto opening" in rules
 
 
-def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("code", "says", "remedy"),
+    [
+        (socket.EAI_NONAME, "Name or service not known", "correct the name"),
+        (socket.EAI_AGAIN, "Temporary failure in name resolution", "whether the name servers"),
+        (socket.EAI_FAIL, "Non-recoverable failure in name resolution", "whether the name servers"),
+    ],
+)
+def test_a_name_that_does_not_resolve(
+    monkeypatch: pytest.MonkeyPatch, code: int, says: str, remedy: str
+) -> None:
     def nothing(*_: Any) -> Any:
-        raise OSError(-2, "Name or service not known")
+        raise socket.gaierror(code, says)
 
     monkeypatch.setattr(socket, "getaddrinfo", nothing)
-    with pytest.raises(UnresolvedNameError, match=r"mirror\.example.*not known"):
+    with pytest.raises(UnresolvedNameError, match=rf"mirror\.example.*{says}.*{remedy}"):
         network.resolve_names(["mirror.example"], False)
 
 

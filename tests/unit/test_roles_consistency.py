@@ -164,3 +164,14 @@ def test_what_runs_on_the_controller_does_not_become_root_there(role: str) -> No
         for task in tasks(path):
             if task.get("delegate_to") == "localhost":
                 assert task.get("vars", {}).get("ansible_become") is False, task["name"]
+
+
+def test_what_could_not_be_built_is_named_by_whatever_tag_it_was_tried() -> None:
+    (build,) = (
+        task
+        for task in load(ROLES_DIR / "environments/tasks/main.yml")
+        if task["ansible.builtin.import_tasks"] == "build.yml"
+    )
+    last = load(ROLES_DIR.parent / "playbooks/site.yml")[-1]
+    assert "environments_failures" in str(last["tasks"])
+    assert set(last["tags"]) == set(build["tags"])

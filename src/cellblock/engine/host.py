@@ -135,7 +135,7 @@ class Host:
                 "environment",
                 f"is {name!r}, which {self.name} does not have",
                 f"use one of {', '.join(sorted(known)) or '(none installed)'}, or declare it in "
-                "environments_definitions",
+                "environments_extra",
             )
         if not known[name].path.is_dir():
             raise HostSetupError(

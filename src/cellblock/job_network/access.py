@@ -26,6 +26,15 @@ MAX_ADDRESSES = 64
 """Of one host name. Whoever runs its zone says how many it has, and every one costs a rule's element."""
 
 _lookups = threading.BoundedSemaphore(MAX_LOOKUPS)
+_MEND = "correct the name, or name its addresses"
+_LATER = "try again later, or name its addresses"
+_OUTAGE = "see whether the name servers of this host answer, and try again; or name its addresses"
+
+
+@dataclass(frozen=True)
+class _Unresolved:
+    reason: str
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -145,52 +154,58 @@ def resolve_names(names: Sequence[str], ipv6: bool) -> Mapping[str, Sequence[Add
     Raises :class:`UnresolvedNameError`; its subject is the name.
     """
     family = socket.AF_UNSPEC if ipv6 else socket.AF_INET
-    found: dict[str, list[Address] | str] = {}
+    found: dict[str, list[Address] | _Unresolved] = {}
     # The C library's own timeouts are longer and cannot be set: whoever is late is left behind.
     threads = []
     deadline = time.monotonic() + RESOLVE_TIMEOUT_S
     for name in names:
         if not _lookups.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            found[name] = f"{MAX_LOOKUPS} other names are being resolved; try again later"
+            found[name] = _Unresolved(f"{MAX_LOOKUPS} other names are being resolved", _LATER)
             continue
         thread = threading.Thread(target=_resolve, args=(name, family, found), daemon=True)
         try:
             thread.start()
         except RuntimeError:
             _lookups.release()
-            found[name] = "no thread can be started"
+            found[name] = _Unresolved("no thread can be started", _LATER)
             continue
         threads.append(thread)
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     resolved: dict[str, Sequence[Address]] = {}
     for name in names:
-        answer = found.get(name, f"no answer within {RESOLVE_TIMEOUT_S:.0f} s")
-        if isinstance(answer, str):
+        answer = found.get(name) or _Unresolved(
+            f"no answer within {RESOLVE_TIMEOUT_S:.0f} s", _OUTAGE
+        )
+        if isinstance(answer, _Unresolved):
             raise UnresolvedNameError(
                 name,
                 f"names {name}, which does not resolve to an {'' if ipv6 else 'IPv4 '}address "
-                f"({answer})",
-                "correct the name, or name its addresses",
+                f"({answer.reason})",
+                answer.remedy,
             )
         resolved[name] = answer
     return resolved
 
 
 def _resolve(
-    name: str, family: socket.AddressFamily, found: dict[str, list[Address] | str]
+    name: str, family: socket.AddressFamily, found: dict[str, list[Address] | _Unresolved]
 ) -> None:
     try:
         infos = socket.getaddrinfo(name, None, family, socket.SOCK_STREAM)
         addresses = {str(info[4][0]).partition("%")[0] for info in infos}
         if len(addresses) > MAX_ADDRESSES:
-            found[name] = f"it has {len(addresses)} of them, more than {MAX_ADDRESSES}"
+            found[name] = _Unresolved(
+                f"it has {len(addresses)} of them, more than {MAX_ADDRESSES}", _MEND
+            )
         else:
             found[name] = sorted(map(ip_address, addresses), key=lambda a: (a.version, int(a)))
     except OSError as problem:
-        found[name] = str(problem.strerror)
+        # Of gaierror, only these say that the name itself is wrong.
+        is_wrong = problem.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", -5))
+        found[name] = _Unresolved(str(problem.strerror), _MEND if is_wrong else _OUTAGE)
     except UnicodeError:
-        found[name] = "it is not a host name"
+        found[name] = _Unresolved("it is not a host name", _MEND)
     finally:
         _lookups.release()
 

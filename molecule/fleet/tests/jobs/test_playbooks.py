@@ -45,6 +45,11 @@ def test_the_examples(examples: tuple[str, dict[str, Any]]) -> None:
         "Hello, operator, from Python 3.11"
         in records["hello-python"]["stages"][0]["stdout"]["text"]
     )
+    assert [stage["verdict"] for stage in records["numpy"]["stages"]] == ["ok", "ok"], records[
+        "numpy"
+    ]
+    assert records["numpy"]["stages"][1]["stdout"]["text"] == "[0.8, 1.4]\n"
+    assert records["package-cache"]["stages"][0]["verdict"] == "ok"
     aborted = records["abort"]["stages"][0]
     assert (aborted["signal"], aborted["exit_code"]) == ({"name": "SIGABRT", "number": 6}, None)
     exited = records["exit-137"]["stages"][0]
@@ -294,6 +299,21 @@ def waits_for(condition: Callable[[], bool], seconds: float = 30) -> bool:
             return True
         time.sleep(0.2)
     return False
+
+
+def test_an_environment_that_cannot_be_built_leaves_the_others(
+    host: Any, playbook: Playbook
+) -> None:
+    before = host.file("/etc/cellblock/environments.json").content_string
+    extra = {"environments_extra": {"odd": {"description": "odd", "packages": ["no-such-package"]}}}
+    done = playbook("site.yml", "--tags", "environments", "-e", json.dumps(extra))
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0
+    assert "Environment 'odd': Debian bookworm has no package 'no-such-package'" in said
+    assert "Name the environments that could not be built" in said
+    assert said.count("failed=1") == 1
+    assert host.file("/etc/cellblock/environments.json").content_string == before
+    assert {"base", "c", "python"} <= set(host.file("/var/lib/cellblock/environments").listdir())
 
 
 def test_a_slave_that_is_lost_on_the_way_costs_what_was_not_back(

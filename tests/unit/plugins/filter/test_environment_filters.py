@@ -13,7 +13,9 @@ def test_archive_trees() -> None:
     trees = archive_trees.FilterModule().filters()["archive_trees"]
     assert [t["dest"] for t in trees(BUILT, "x86_64", "/e")] == ["/e/base"]
     assert trees(BUILT, "aarch64", "/e") == []
-    with pytest.raises(AnsibleFilterError, match=r"cellblock\.fleet\.archive_trees: archives must"):
+    with pytest.raises(
+        AnsibleFilterError, match=r"cellblock\.fleet\.archive_trees: archives and failures must"
+    ):
         trees("text", "x86_64", "/e")
 
 

@@ -298,6 +298,28 @@ def test_what_a_host_gets() -> None:
         env.registry_for_host(BASE, built, "riscv64", "/e")
 
 
+def test_a_host_keeps_what_could_not_be_built_again() -> None:
+    definitions = {
+        **BASE,
+        "old": {"packages": ["xx"], "description": "d"},
+        "new": {"packages": ["yy"], "description": "d"},
+    }
+    built = [{"name": "base", "architecture": "x86_64", "path": "/c/b.tar.zst", "sha256": "ab"}]
+    failures = [
+        {"name": name, "architecture": "x86_64", "message": "no"} for name in ("old", "new")
+    ]
+    installed = {"base": {"digest": "sha256:00"}, "old": {"digest": "sha256:11"}, "gone": {}}
+    registry = env.registry_for_host(definitions, built, "x86_64", "/e", failures, installed)
+    assert list(registry) == ["base", "old"]
+    assert registry["base"]["digest"] == "sha256:ab"
+    assert registry["old"] == installed["old"]
+    with pytest.raises(env.DefinitionError, match="'old' was not built for x86_64"):
+        env.registry_for_host(definitions, built, "x86_64", "/e", failures[1:], installed)
+    elsewhere = [{**failure, "architecture": "aarch64"} for failure in failures]
+    with pytest.raises(env.DefinitionError, match="'old' was not built for x86_64"):
+        env.registry_for_host(definitions, built, "x86_64", "/e", elsewhere, installed)
+
+
 # As those of openjdk and postgresql do: links to manual pages that lie elsewhere, and a file from the examples.
 POSTINST = """#!/bin/sh
 set -e
