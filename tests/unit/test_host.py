@@ -101,3 +101,10 @@ def test_environments(tmp_path: Path) -> None:
     host.environments_file.write_text(json.dumps({"base": {**entry, "mounts": "data"}}))
     with pytest.raises(HostSetupError, match="base.mounts: is 'data', not a list.*environments"):
         host.environments()
+
+
+def test_what_was_taken_over_is_older_than_what_comes(tmp_path: Path) -> None:
+    made = load(tmp_path, run_dir=str(tmp_path))
+    made.note_taken_over(1_700_000_000.5)
+    made.note_taken_over(1_800_000_000.5)
+    assert (tmp_path / "configured").stat().st_mtime == 1_800_000_000.5

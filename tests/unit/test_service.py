@@ -513,10 +513,11 @@ def test_a_hangup_takes_over_the_configuration_or_says_why_not(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     caplog.set_level(logging.INFO, "cellblock")
-    found: list[Any] = ["denied", "slots", HostSetupError("engine.json", "is not JSON", "mend it")]
-    engine = cast(
-        Engine, SimpleNamespace(reconfigure=lambda host: host == "denied", host=FakeHost())
-    )
+    noted: list[float] = []
+    denied = SimpleNamespace(note_taken_over=noted.append)
+    problem = HostSetupError("engine.json", "is not JSON", "mend it")
+    found: list[Any] = [denied, SimpleNamespace(), problem]
+    engine = cast(Engine, SimpleNamespace(reconfigure=lambda host: host is denied, host=FakeHost()))
 
     def load() -> Any:
         if isinstance(found[0], Exception):
@@ -539,6 +540,7 @@ def test_a_hangup_takes_over_the_configuration_or_says_why_not(
                 while len(caplog.messages) < number:
                     await asyncio.sleep(0.01)
             assert says in caplog.messages[-1]
+        assert len(noted) == 1  # what takes a restart is still to be taken over
         serving.cancel()
         listener.close()
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -271,8 +272,10 @@ def _serve(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     path = options.config or DEFAULT_CONFIG_PATH
     listener = listen_fd()
+    begun = time.time()
     host = Host.load(path)
     runner = Runner(host)
+    host.note_taken_over(begun)
     runner.bound_memory(host.service_memory_bytes)
     prove(host, runner)
     # First of all: what it starts must have no thread, and nothing of what comes later.

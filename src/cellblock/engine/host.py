@@ -118,6 +118,14 @@ class Host:
                 raise HostSetupError(str(program), "is missing", "run playbooks/site.yml")
         return host
 
+    def note_taken_over(self, since: float) -> None:
+        """Leaves the time (``time.time``) from which on a change of the configuration has not been taken over, as
+        that of the file ``configured`` in ``run_dir``: who provisions this host may have ended before the restart.
+        """
+        mark = self.run_dir / "configured"
+        mark.touch(mode=0o644)
+        os.utime(mark, (since, since))
+
     def uids(self, number: int) -> JobUids:
         """Of the job that runs as number ``number`` of ``parallel_jobs``."""
         return JobUids(self.first_id + 2 * number, self.first_id + 2 * number + 1)

@@ -18,6 +18,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from io import FileIO
 from pathlib import Path
@@ -151,11 +152,14 @@ class _Service:
                 client.beat()
 
     async def _reconfigure(self, load: Callable[[], Host]) -> None:
+        begun = time.time()
         try:
-            is_done = self._engine.reconfigure(await asyncio.to_thread(load))
+            is_done = self._engine.reconfigure(host := await asyncio.to_thread(load))
         except HostSetupError as problem:
             _log.error("not reconfigured: %s", problem)
             return
+        if is_done:
+            host.note_taken_over(begun)
         _log.info("reconfigured" if is_done else "not reconfigured: this change takes a restart")
 
     async def _serve(self, connection: socket.socket) -> None:
