@@ -95,7 +95,7 @@ def fork_and_exec_ms() -> list[float]:
 def row(what: str, values: list[float], unit: str) -> None:
     """One line of the table."""
     low, middle, high = min(values), statistics.median(values), max(values)
-    print(f"| {what} | {middle:.1f} {unit} | {low:.1f} to {high:.1f} |", flush=True)
+    print(f"| {what} | {middle:.3g} {unit} | {low:.3g} to {high:.3g} |", flush=True)
 
 
 def main() -> None:

@@ -8,6 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 class CellblockError(Exception):
     """Base of all expected failures.
 
@@ -18,10 +22,11 @@ class CellblockError(Exception):
     code = "error"
 
     def __init__(self, subject: str, message: str, remedy: str) -> None:
-        self.subject = subject
-        self.message = message
-        self.remedy = remedy
-        super().__init__(f"{subject}: {message}; {remedy}")
+        # Whoever wrote what is wrong has chosen how long it is.
+        self.subject = _cut(subject, 500)
+        self.message = _cut(message, 4000)
+        self.remedy = _cut(remedy, 1000)
+        super().__init__(f"{self.subject}: {self.message}; {self.remedy}")
 
     def __reduce__(self) -> tuple[type[CellblockError], tuple[str, str, str]]:
         """Errors travel between processes; an exception goes by its one argument otherwise."""

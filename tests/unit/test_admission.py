@@ -191,3 +191,19 @@ async def test_places_are_for_users_in_turn() -> None:
 
     await asyncio.gather(*(visit(uid) for uid in (1, 1, 1, 2, 2, 3)))
     assert order == [1, 1, 2, 3, 1, 2]
+
+
+@in_loop
+async def test_who_may_not_is_passed_over_until_it_may() -> None:
+    admission = Admission(parallel_jobs=1, cpus=9, memory_bytes=2**40)
+    runner = Runner(admission)
+    unread = {1000}
+    admission.admit_only(lambda uid: uid not in unread)
+    await runner.start("full", job(), uid=1000)
+    await runner.start("other", job(), uid=1001)
+    assert runner.running == ["other"]
+    assert await runner.end("other") == []
+    unread.clear()
+    admission.admit()
+    await settle()
+    assert runner.running == ["full"]

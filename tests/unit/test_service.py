@@ -9,11 +9,12 @@ import io
 import json
 import logging
 import os
+import pickle
 import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -56,6 +57,7 @@ class FakeEngine:
         self.held: list[Stage] = []
         self.calls: list[str] = []
         self.uids: set[int] = set()
+        self.admitted = False
 
     def check(self, job: Job) -> Job:
         self.calls.append(f"check {job.name}")
@@ -63,9 +65,15 @@ class FakeEngine:
             raise UnknownEnvironmentError("environment", "is unknown", "use base")
         return job
 
-    async def parse(self, line: Path, contents: Path) -> request_room.Request:
+    async def parse(self, line: Path, contents: Path) -> bytes:
         self.calls.append("parse")
-        return request_room.parse_file(line, contents)
+        return pickle.dumps(request_room.parse(line.read_bytes(), contents.open("xb")))
+
+    def admit_only(self, may_run: Callable[[int], bool]) -> None:
+        self.may_run = may_run
+
+    def admit(self) -> None:
+        self.admitted = True
 
     @contextlib.asynccontextmanager
     async def hold_slot(self, stage: Stage, uid: int) -> AsyncIterator[Any]:
@@ -384,6 +392,7 @@ def test_a_large_request_and_a_large_record_go_through_files(
     records = list(client.run(jobs))
     assert [r["stages"][0]["stdout"]["size_bytes"] for r in records] == [10**6, 3]  # type: ignore[index]
     assert engine.calls[0] == "parse"
+    assert engine.admitted and engine.may_run(1000)  # what they took was given back
     deadline = time.monotonic() + 5
     while list(spool.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -517,7 +526,15 @@ def test_a_hangup_takes_over_the_configuration_or_says_why_not(
     denied = SimpleNamespace(note_taken_over=noted.append)
     problem = HostSetupError("engine.json", "is not JSON", "mend it")
     found: list[Any] = [denied, SimpleNamespace(), problem]
-    engine = cast(Engine, SimpleNamespace(reconfigure=lambda host: host is denied, host=FakeHost()))
+    engine = cast(
+        Engine,
+        SimpleNamespace(
+            reconfigure=lambda host: host is denied,
+            host=FakeHost(),
+            admit=None,
+            admit_only=lambda may_run: None,
+        ),
+    )
 
     def load() -> Any:
         if isinstance(found[0], Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import pickle
 import signal
@@ -15,6 +16,7 @@ from typing import Any, cast
 
 import pytest
 
+from cellblock.engine import request as request_room
 from cellblock.engine.limits import StageConstraints
 from cellblock.engine.result import JobResult, Output, StageResult, Verdict
 from cellblock.engine.runner import AdmittedJob, Runner, Slots
@@ -178,7 +180,7 @@ def test_a_request_is_taken_apart_and_a_defect_in_it_is_an_answer(
     async def test() -> None:
         line, contents = tmp_path / "line", tmp_path / "contents"
         line.write_bytes(b'{"version": 3, "op": "run", "jobs": [' + job + b", 7]}\n")
-        request = await workers.parse(line, contents)
+        request = pickle.loads(await workers.parse(line, contents))
         (parsed,) = request.jobs
         content = parsed.files[0].content
         assert (len(content), contents.read_bytes()) == (5000, b"y" * 5000)
@@ -188,6 +190,84 @@ def test_a_request_is_taken_apart_and_a_defect_in_it_is_an_answer(
             await workers.parse(line, tmp_path / "more")
 
     asyncio.run(test())
+
+
+def test_a_request_that_is_long_without_files_is_refused(workers: Workers, tmp_path: Path) -> None:
+    stage = {"name": "run", "command": ["true", "x" * 100_000]}
+    jobs = [{"environment": "base", "stages": [stage]}] * 60
+    line = tmp_path / "line"
+    line.write_text(json.dumps({"version": 3, "op": "check", "jobs": jobs}) + "\n")
+
+    async def test() -> None:
+        with pytest.raises(ServiceUnavailableError, match="bytes besides files and inputs"):
+            await workers.parse(line, tmp_path / "contents")
+        line.write_text('{"version": 3, "op": "environments", "slot": "' + "x" * 10**7 + '"}\n')
+        assert len(await workers.parse(line, tmp_path / "more")) < 1000
+
+    asyncio.run(test())
+
+
+def test_a_request_that_takes_too_long_is_refused_and_nobody_waits_for_one_that_is_not_wanted(
+    workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> Any:
+        while True:
+            pass
+
+    monkeypatch.setattr(request_room, "parse", never)  # workers are forked later
+    monkeypatch.setattr(request_room, "MAX_CPU_S", 0.2)
+    fork_server = ForkServer(workers._runner)
+    slow = Workers(fork_server, workers._runner, kept=1)
+    line = tmp_path / "line"
+    line.touch()
+
+    async def test() -> None:
+        with pytest.raises(ServiceUnavailableError, match="takes too long"):
+            await slow.parse(line, tmp_path / "contents")
+        parsing = asyncio.create_task(slow.parse(line, tmp_path / "more"))
+        await asyncio.sleep(0.05)
+        begun = time.monotonic()
+        parsing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await parsing
+        assert time.monotonic() - begun < 0.1
+
+    asyncio.run(test())
+    fork_server.close()
+
+
+def test_an_idle_worker_that_was_killed_costs_nobody(workers: Workers, tmp_path: Path) -> None:
+    workers.prepare()
+
+    async def test() -> None:
+        await run(workers, "small", tmp_path)
+        os.kill(int((tmp_path / "small").read_text()), signal.SIGKILL)
+        await asyncio.sleep(0.1)
+        await run(workers, "small", tmp_path)
+
+    asyncio.run(test())
+
+
+def test_who_is_cancelled_twice_has_seen_its_job_put_away_too(
+    workers: Workers, tmp_path: Path
+) -> None:
+    async def test() -> None:
+        task = asyncio.create_task(run(workers, "wait", tmp_path))
+        while not (tmp_path / "wait").exists():
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (tmp_path / "put-away").exists()
+
+    asyncio.run(asyncio.wait_for(test(), 10))
+
+
+def test_a_long_subject_is_cut() -> None:
+    problem = InvalidJobError("x" * 10**6, "y" * 10**6, "z" * 10**6)
+    assert len(str(problem)) < 6000
 
 
 def test_errors_travel() -> None:

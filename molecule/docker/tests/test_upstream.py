@@ -5,7 +5,6 @@ The engine is the distribution's under the name ``docker-ce``. (After test_remov
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import subprocess
@@ -96,8 +95,8 @@ def archive(lab: Any, key: Key, tmp_path_factory: pytest.TempPathFactory) -> str
         entries.append(
             f"{control}\nFilename: pool/{package.name}\nSize: {len(content)}\nSHA256: {digest}\n"
         )
-    index = gzip.compress("\n".join(entries).encode())
-    name = f"stable/binary-{architecture}/Packages.gz"
+    index = "\n".join(entries).encode()
+    name = f"stable/binary-{architecture}/Packages"
     files[f"dists/bookworm/{name}"] = index
     release = (
         f"Suite: bookworm\nCodename: bookworm\nComponents: stable\nArchitectures: {architecture}\n"

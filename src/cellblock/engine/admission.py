@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from ..errors import LimitAboveMaximumError
@@ -73,6 +73,14 @@ class Admission:
             int(memory * (1 - MEMORY_FOR_THE_HOST)),
             network_slots,
         )
+
+    def admit_only(self, may: Callable[[int], bool]) -> None:
+        """Passes over users of whom ``may`` says no; :meth:`admit` looks again."""
+        self._turns.may = may
+
+    def admit(self) -> None:
+        """Admits who fits, now that something has changed outside of here."""
+        self._turns.call()
 
     def refuse_impossible(self, job: Job) -> None:
         """Raises :class:`LimitAboveMaximumError` for a job that could never be admitted."""

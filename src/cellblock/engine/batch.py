@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from ..errors import CellblockError, InternalError
+from .tasks import settled
 
 MAX_UNSENT = 64
 """Jobs of a request that run, or are done while an earlier one is not: their records are kept until then."""
@@ -40,7 +41,10 @@ async def run_all(
     finally:
         for task in unsent:
             task.cancel()
-        await asyncio.gather(*unsent, return_exceptions=True)
+        await settled(unsent)
+        for task in unsent:
+            if not task.cancelled():
+                task.exception()  # nobody asks for it any more
 
 
 async def _run(run: Callable[[J], Awaitable[R]], job: J) -> R | CellblockError:

@@ -9,6 +9,7 @@ import platform
 import queue
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ def _connected(line: bytes, socket_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
         connection.settimeout(PATIENCE_S)
         with _reachable(socket_path):
-            connection.connect(str(socket_path))
+            _connect(connection, socket_path)
         try:
             # A service that wants no more of it has said why.
             with _reachable(socket_path), contextlib.suppress(BrokenPipeError):
@@ -205,6 +206,18 @@ def _connected(line: bytes, socket_path: Path) -> Iterator[socket.socket]:
             # A thread that still reads from it would keep it open.
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+
+def _connect(connection: socket.socket, socket_path: Path) -> None:
+    """Also where many others are connecting: the kernel then has a socket with a time limit try again."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return connection.connect(str(socket_path))
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ class Host:
         """What the service may use, with the processes that take requests apart, supervise jobs and write their
         inputs and records; jobs apart. The largest request takes half of the fixed part, the largest record of
         a job the other."""
-        return 2**30 + self.parallel_jobs * 256 * 2**20
+        return 2**30 + self.parallel_jobs * 512 * 2**20
 
     @classmethod
     def load(cls, path: Path = DEFAULT_CONFIG_PATH) -> Host:

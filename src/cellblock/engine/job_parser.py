@@ -24,6 +24,7 @@ MAX_OUTPUT_BYTES = 64 * 2**20
 """What all stages of a job together may write to their standard output and error."""
 MAX_WORDS = 32_768
 """Words of a command and environment variables of a stage together."""
+MAX_MOUNTS = 64
 MAX_LABELS = 32
 MAX_LABEL_CHARACTERS = 256
 MAX_DESTINATIONS = 64
@@ -117,7 +118,7 @@ def parse_stage(value: Value) -> Stage:
 def parse_mounts(value: Value) -> tuple[JobMount, ...]:
     """Mounts from a list of names or ``{name: ..., writable: true}``."""
     mounts: list[JobMount] = []
-    for entry in value.list(remedy="write for example [datasets]"):
+    for entry in value.list(most=MAX_MOUNTS, remedy="write for example [datasets]"):
         if isinstance(entry.raw, str):
             mount = JobMount(_name(entry.within("name", entry.raw)))
         else:

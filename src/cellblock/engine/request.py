@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 import resource
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +24,10 @@ from .job_parser import parse_job
 
 MAX_MEMORY_BYTES = 2**30
 """Address space of the process that takes a large request apart: eight times the largest one."""
+MAX_CPU_S = 10.0
+"""Of that process: no request that is meant well takes a tenth of it."""
+MAX_PARSED_BYTES = 4 * 2**20
+"""What a request may be without its large contents: names, commands, variables, constraints."""
 _KEPT_BYTES = 4096
 """Contents up to that size stay with their job."""
 
@@ -36,16 +42,23 @@ class Request:
     slot: Any = None
 
 
-def parse_file(path: Path, contents: Path) -> Request:
-    """As :func:`parse`, for a line in a file, with a bound on memory; contents that are large go to the file
-    ``contents``."""
-    with _bounded_memory(), contents.open("xb") as file:
+def parse_file(path: Path, contents: Path) -> bytes:
+    """As :func:`parse`, for a line in a file, with bounds on memory and time; contents that are large go to the file
+    ``contents``. The result is pickled, so that whoever takes it knows before how large it is."""
+    with _bounded_memory(), _bounded_time(), contents.open("xb") as file:
         try:
-            return parse(path.read_bytes(), file)
+            parsed = pickle.dumps(parse(path.read_bytes(), file))
         except MemoryError:
             raise ServiceUnavailableError(
                 "request", "takes too much memory", "send fewer or smaller files at a time"
             ) from None
+    if len(parsed) > MAX_PARSED_BYTES:
+        raise ServiceUnavailableError(
+            "request",
+            f"has {len(parsed)} bytes besides files and inputs, and at most {MAX_PARSED_BYTES} are taken",
+            "put what is long in commands and variables into files, or send fewer jobs at a time",
+        )
+    return parsed
 
 
 def parse(line: bytes, contents: BinaryIO | None = None) -> Request:
@@ -78,7 +91,7 @@ def parse(line: bytes, contents: BinaryIO | None = None) -> Request:
         raise ServiceUnavailableError(
             "service", f"does not know the operation {show(op)}", "use a client of the same version"
         )
-    return Request(op, slot=data.get("slot"))
+    return Request(op, slot=data.get("slot") if op == "slot" else None)
 
 
 def _jobs(op: str, raw: Any, contents: BinaryIO | None) -> Request:
@@ -114,6 +127,22 @@ def _spooled(job: Job, target: BinaryIO) -> Job:
         files=tuple(replace(file, content=move(file.content)) for file in job.files),
         stages=tuple(replace(stage, stdin=move(stage.stdin)) for stage in job.stages),
     )
+
+
+@contextlib.contextmanager
+def _bounded_time() -> Iterator[None]:
+    def end(*_: object) -> None:
+        raise ServiceUnavailableError(
+            "request", "takes too long to be taken apart", "send fewer jobs at a time"
+        )
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_CPU_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 @contextlib.contextmanager

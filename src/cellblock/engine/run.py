@@ -19,9 +19,9 @@ from ..job_network.slots import JobNetwork, Slot
 from .admission import Admission
 from .host import BoundMount, Environment, Host
 from .job import Job, Stage
-from .request import Request
 from .result import milliseconds
 from .runner import AdmittedJob
+from .tasks import settled
 from .workers import Record, Workers
 
 T = TypeVar("T")
@@ -94,7 +94,15 @@ class Engine:
             self._network.require_ready()
         return CheckedJob(job, environment, mounts, accesses)
 
-    async def parse(self, line: Path, contents: Path) -> Request:
+    def admit_only(self, may_run: Callable[[int], bool]) -> None:
+        """From now on a user's jobs are started only while ``may_run`` says so of the uid."""
+        self._admission.admit_only(may_run)
+
+    def admit(self) -> None:
+        """To be called when ``may_run`` may have changed its mind."""
+        self._admission.admit()
+
+    async def parse(self, line: Path, contents: Path) -> bytes:
         """Takes a request apart that is not small: see :func:`cellblock.engine.request.parse_file`."""
         return await self._workers.parse(line, contents)
 
@@ -136,7 +144,7 @@ class Engine:
             try:
                 yield await asyncio.shield(taking)
             finally:
-                await asyncio.wait([taking])
+                await settled([taking])
                 if taking.exception() is None:
                     await self._in_thread(lambda: taken.__exit__(None, None, None))
 

@@ -13,6 +13,7 @@ import grp
 import json
 import logging
 import os
+import pickle
 import pwd
 import signal
 import socket
@@ -43,6 +44,7 @@ from .request import Request, parse
 from .run import CheckedJob, Engine
 from .shares import Shares
 from .spool import Spool, SpoolPart
+from .tasks import settled
 from .turns import Places
 
 GROUP = "cellblock"
@@ -53,6 +55,8 @@ MAX_CONNECTIONS_PER_USER = 256
 MAX_JOBS = 50_000
 """Jobs of all requests that have no record yet: some 4 KiB of memory each."""
 MAX_JOBS_PER_USER = 10_000
+MAX_PARSED_BYTES, MAX_PARSED_BYTES_PER_USER = 512 * 2**20, 128 * 2**20
+"""Memory of requests that were taken apart, without what is in files."""
 RECEIVE_TIMEOUT_S = 30.0
 SEND_TIMEOUT_S = 60.0
 """For each :data:`_CHUNK_BYTES`."""
@@ -60,8 +64,10 @@ PARSED_AT_A_TIME, CHECKED_AT_A_TIME = 2, 8
 """Requests that are taken apart, and whose jobs are checked (which may wait for names to resolve)."""
 _SMALL_BYTES = 16_384
 """A request up to that size is taken apart here: it takes less time than to hand it over."""
-_FEW_JOBS = 8
+_FEW_STAGES = 16
 """So many are checked here, unless that may take long."""
+_GROWTH, _GROWTH_OF_SMALL = 4, 64
+"""How much more a request takes in memory than pickled, and than as text of nothing but the shortest stages."""
 _CHUNK_BYTES = 256 * 1024
 _CHATTER_BYTES = 65_536
 """What a client may send after its request; nobody reads it."""
@@ -115,7 +121,16 @@ class _Service:
         )
         self._parsing = Places(PARSED_AT_A_TIME)
         self._checking = Places(CHECKED_AT_A_TIME)
-        self._threads = concurrent.futures.ThreadPoolExecutor(CHECKED_AT_A_TIME, "check")
+        self._parsed_bytes = Shares(
+            "much waiting",
+            MAX_PARSED_BYTES,
+            MAX_PARSED_BYTES_PER_USER,
+            "send fewer jobs at a time, and what is long in them as files",
+        )
+        self._check_threads = concurrent.futures.ThreadPoolExecutor(CHECKED_AT_A_TIME, "check")
+        self._authorizing = concurrent.futures.ThreadPoolExecutor(2, "authorize")
+        self._spool.on_change = engine.admit
+        engine.admit_only(self._spool.has_room)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: set[_Client] = set()
 
@@ -139,6 +154,7 @@ class _Service:
                 await asyncio.sleep(0.1)
                 continue
             self._start(self._serve(connection))
+            await asyncio.sleep(0)  # those who are here already come first
 
     def _start(self, act: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(act)
@@ -167,9 +183,9 @@ class _Service:
             client = _Client(connection)
             try:
                 uid = _peer_uid(connection)
-                if uid != 0:  # who belongs to a group may take asking a server
-                    await self._in_thread(lambda: _authorize(connection))
                 with self._connections.of(uid), self._spool.part(uid) as spool:
+                    if uid != 0:  # who belongs to a group may take asking a server
+                        await _in_thread(self._authorizing, lambda: _authorize(connection))
                     line = await client.receive(spool)
                     answering = asyncio.create_task(self._answer(client, uid, line, spool))
                     self._waiting.add(client)
@@ -178,7 +194,8 @@ class _Service:
                     finally:
                         self._waiting.discard(client)
             except (ConnectionError, _NotRead):
-                _log.info("client went away or did not read its answer; its jobs were ended")
+                # Not for the journal: it is the client's to do that as often as it likes.
+                _log.debug("client went away or did not read its answer; its jobs were ended")
             except CellblockError as problem:
                 await client.send_last(problem)
             except Exception:
@@ -193,8 +210,24 @@ class _Service:
     async def _answer(
         self, client: _Client, uid: int, line: bytes | Path, spool: SpoolPart
     ) -> None:
-        request = await self._parsed(uid, line, spool)
-        del line
+        if isinstance(line, bytes):
+            with self._parsed_bytes.of(uid, len(line) * _GROWTH_OF_SMALL):
+                await self._answer_request(client, uid, parse(line), spool)
+            return
+        async with self._parsing.place(uid):
+            contents = spool.path()
+            spool.take(line.stat().st_size)  # they are no larger than their encoding
+            pickled = await self._engine.parse(line, contents)
+        spool.remove(line)
+        # Pickled by this program, from plain data that it has checked.
+        with self._parsed_bytes.of(uid, len(pickled) * _GROWTH):
+            request = pickle.loads(pickled)
+            del pickled
+            await self._answer_request(client, uid, request, spool)
+
+    async def _answer_request(
+        self, client: _Client, uid: int, request: Request, spool: SpoolPart
+    ) -> None:
         if request.op == "slot":
             await self._hold_slot(client, uid, request.slot)
         elif request.op == "environments":
@@ -205,16 +238,6 @@ class _Service:
         else:
             with self._jobs.of(uid, len(request.jobs)):
                 await self._check_and_run(client, uid, request, spool)
-
-    async def _parsed(self, uid: int, line: bytes | Path, spool: SpoolPart) -> Request:
-        if isinstance(line, bytes):
-            return parse(line)
-        async with self._parsing.place(uid):
-            contents = spool.path()
-            spool.take(line.stat().st_size)  # they are no larger than their encoding
-            request = await self._engine.parse(line, contents)
-        spool.remove(line)
-        return request
 
     async def _check_and_run(
         self, client: _Client, uid: int, request: Request, spool: SpoolPart
@@ -230,7 +253,6 @@ class _Service:
         del request
 
         async def run(job: CheckedJob) -> bytes | Path:
-            await self._spool.room(uid)
             record = await self._engine.run(job, uid, path := spool.path())
             if record == path:
                 spool.count(path)
@@ -267,10 +289,11 @@ class _Service:
                 return {"error": request.refused.as_dict(), "refused": len(checked)}
             return checked
 
-        if len(request.jobs) <= _FEW_JOBS and not _has_names(request):
+        stages = sum(len(job.stages) for job in request.jobs)
+        if stages <= _FEW_STAGES and not _has_names(request):
             return check()
         try:
-            return await self._in_thread(check)
+            return await _in_thread(self._check_threads, check)
         finally:
             is_over.set()
 
@@ -298,9 +321,6 @@ class _Service:
             client.send_descriptor({"result": result}, slot.namespace)
             with contextlib.suppress(asyncio.CancelledError):  # how it ends
                 await asyncio.Event().wait()
-
-    async def _in_thread(self, act: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, act)
 
 
 class _Client:
@@ -364,7 +384,7 @@ class _Client:
             gone.cancel()
             if not answering.done():
                 answering.cancel()
-                await asyncio.wait([answering])
+                await settled([answering])
         if answering.cancelled():
             raise ConnectionError
         answering.result()
@@ -420,6 +440,10 @@ class _Client:
             raise _NotRead from None
         # A record comes in parts, between which there must be no heartbeat.
         self._is_sending = not data.endswith(b"\n")
+
+
+async def _in_thread(threads: concurrent.futures.Executor, act: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, act)
 
 
 def _has_names(request: Request) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import HostSetupError
@@ -40,7 +39,8 @@ class Spool:
             MAX_BYTES_PER_USER,
             "read the records, and send less at a time",
         )
-        self._changed = asyncio.Event()
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when somebody has less in it than before."""
 
     @contextlib.contextmanager
     def part(self, uid: int) -> Iterator[SpoolPart]:
@@ -51,11 +51,9 @@ class Spool:
         finally:
             part.close()
 
-    async def room(self, uid: int) -> None:
-        """Waits until ``uid`` has read enough of what it has for more to come."""
-        while not self._shares.has_room(uid):
-            self._changed.clear()
-            await self._changed.wait()
+    def has_room(self, uid: int) -> bool:
+        """Whether ``uid`` has read enough of what it has for more to come."""
+        return self._shares.has_room(uid)
 
 
 class SpoolPart:
@@ -100,6 +98,8 @@ class SpoolPart:
         self._give(self._held)
 
     def _give(self, amount: int) -> None:
+        if not amount:
+            return
         self._held -= amount
         self._spool._shares.give(self._uid, amount)
-        self._spool._changed.set()
+        self._spool.on_change()

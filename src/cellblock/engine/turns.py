@@ -33,6 +33,8 @@ class Turns(Generic[T]):
         self, fits: Callable[[T], bool], take: Callable[[T], None], give: Callable[[T], None]
     ) -> None:
         self._fits, self._take, self._give = fits, take, give
+        self.may: Callable[[int], bool] = lambda uid: True
+        """Users of whom it says no are passed over; whoever changes that calls :meth:`call`."""
         self._waiting: OrderedDict[int, deque[_Ticket[T]]] = OrderedDict()
 
     @contextlib.asynccontextmanager
@@ -40,7 +42,7 @@ class Turns(Generic[T]):
         """Waits for ``wanted``, and holds it while the context lasts."""
         ticket = _Ticket(wanted)
         self._waiting.setdefault(uid, deque()).append(ticket)
-        self._call()
+        self.call()
         try:
             await ticket.called.wait()
             yield wanted
@@ -49,16 +51,17 @@ class Turns(Generic[T]):
                 self._give(wanted)
             else:
                 self._forget(uid, ticket)
-            self._call()
+            self.call()
 
     def _forget(self, uid: int, ticket: _Ticket[T]) -> None:
         self._waiting[uid].remove(ticket)
         if not self._waiting[uid]:
             del self._waiting[uid]
 
-    def _call(self) -> None:
-        while self._waiting:
-            uid, tickets = next(iter(self._waiting.items()))
+    def call(self) -> None:
+        """Gives out what there is room for."""
+        while (uid := next(filter(self.may, self._waiting), None)) is not None:
+            tickets = self._waiting[uid]
             if not self._fits(tickets[0].wanted):
                 return
             ticket = tickets.popleft()

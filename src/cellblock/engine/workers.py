@@ -15,6 +15,7 @@ import contextlib
 import errno
 import gc
 import json
+import logging
 import os
 import pickle
 import select
@@ -35,11 +36,12 @@ from ..errors import (
 )
 from ..job_network.slots import Slot, Traffic
 from . import request
-from .request import Request
 from .runner import AdmittedJob, Runner
+from .tasks import settled
 
 _LENGTH = struct.Struct("!I")
-_NUMBER = struct.Struct("!i")
+_FORKED = struct.Struct("!ii")
+"""A worker's pid, and why there is none."""
 INLINE_BYTES = 16_384
 """Records up to that size are handed over as they are, others in a file."""
 _OOM_SCORE = 500
@@ -52,6 +54,7 @@ TakeSlot = Callable[[str, Callable[[], bool]], contextlib.AbstractContextManager
 
 
 T = TypeVar("T")
+_log = logging.getLogger("cellblock")
 
 
 class WorkerKilledError(Exception):
@@ -98,6 +101,34 @@ class _Answer:
         return self.value
 
 
+class _Process:
+    """A worker, as the service sees it."""
+
+    def __init__(self, connection: socket.socket, pidfd: int) -> None:
+        connection.setblocking(False)
+        self.socket = connection
+        self._pidfd = pidfd
+
+    def is_there(self) -> bool:
+        """Whether one without a task can be given one."""
+        poller = select.poll()
+        poller.register(self.socket, select.POLLIN)
+        return not poller.poll(0)  # it says nothing unasked: this would be its end
+
+    def end_task(self, *, at_once: bool) -> None:
+        """The worker takes it for its task's end, puts away what there is, and ends; or has no time for that."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+            if at_once and self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Ends one without a task."""
+        self.socket.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+
+
 class ForkServer:
     """Starts workers. To be made before the process has a second thread."""
 
@@ -114,16 +145,17 @@ class ForkServer:
                 os._exit(0)
         theirs.close()
 
-    def fork(self) -> socket.socket:
-        """The service's end of a new worker's socket; raises :class:`HostOverloadedError`."""
+    def fork(self) -> _Process:
+        """A new worker, as the service sees it; raises :class:`HostOverloadedError`."""
         ours, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(self._socket, [b"fork"], [theirs.fileno()])
-            answer = self._socket.recv(_NUMBER.size)
-        if not answer:
-            # Nothing can be run any more; systemd starts the service again.
-            raise SystemExit("cellblock: the process that starts workers is gone")
-        (error,) = _NUMBER.unpack(answer)
+            try:
+                socket.send_fds(self._socket, [b"fork"], [theirs.fileno()])
+                pid, error = _FORKED.unpack(self._socket.recv(_FORKED.size))
+            except (OSError, struct.error):
+                # Nothing can be run any more; systemd ends what is left, and starts the service again.
+                _log.critical("the process that starts workers is gone")
+                os._exit(1)
         if error:
             ours.close()
             raise HostOverloadedError(
@@ -131,7 +163,10 @@ class ForkServer:
                 f"cannot start a process: {os.strerror(error)}",
                 "run the job again when this host has less to do",
             )
-        return ours
+        try:
+            return _Process(ours, os.pidfd_open(pid))
+        except ProcessLookupError:
+            return _Process(ours, -1)  # it was killed; whoever gives it a task will see
 
     def close(self) -> None:
         """Ends it, and with it workers that have no task."""
@@ -158,7 +193,7 @@ def _fork_on_request(requests: socket.socket, runner: Runner) -> None:
             _Worker(socket.socket(fileno=descriptors[0]), runner).work()
             os._exit(0)
         os.close(descriptors[0])
-        requests.send(_NUMBER.pack(error))
+        requests.send(_FORKED.pack(pid, error))
 
 
 class _Worker:
@@ -183,7 +218,7 @@ class _Worker:
                     answer = _Answer(problem=_Defect(_traceback(problem)))
                 self._send(answer)
 
-    def _do(self, task: Any) -> Request | Record:
+    def _do(self, task: Any) -> bytes | Path:
         if isinstance(task, _Parse):
             return request.parse_file(task.line, task.contents)
         if not isinstance(task, _Run):
@@ -270,7 +305,7 @@ class Workers:
         self._fork_server = fork_server
         self._runner = runner
         self._kept = kept
-        self._idle: list[socket.socket] = []
+        self._idle: list[_Process] = []
         self._threads = concurrent.futures.ThreadPoolExecutor(kept, "slot")
 
     def prepare(self) -> None:
@@ -278,11 +313,11 @@ class Workers:
         while len(self._idle) < self._kept:
             self._idle.append(self._fork_server.fork())
 
-    async def parse(self, line: Path, contents: Path) -> Request:
+    async def parse(self, line: Path, contents: Path) -> bytes:
         """See :func:`cellblock.engine.request.parse_file`."""
         try:
             # What it took of memory goes with it.
-            parsed: Request = await self._do(_Parse(line, contents), _no_slot, keep=False)
+            parsed: bytes = await self._do(_Parse(line, contents), _no_slot, keep=False)
         except WorkerKilledError:
             raise ServiceUnavailableError(
                 "request",
@@ -305,18 +340,15 @@ class Workers:
         return outcome
 
     async def _do(self, task: _Parse | _Run, take_slot: TakeSlot, *, keep: bool) -> Any:
-        worker = self._idle.pop() if self._idle else self._fork_server.fork()
-        worker.setblocking(False)
+        worker = self._worker()
         lease = _Lease(take_slot, self._in_thread)
         conversation = asyncio.create_task(self._converse(worker, task, lease))
         try:
             answer = await asyncio.shield(conversation)
         except asyncio.CancelledError:
-            # The worker takes that for its task's end, puts away what there is, and ends.
             lease.is_cancelled = True
-            with contextlib.suppress(OSError):
-                worker.shutdown(socket.SHUT_WR)
-            await asyncio.wait([conversation])
+            worker.end_task(at_once=isinstance(task, _Parse))
+            await settled([conversation])
             conversation.exception()  # nobody asks any more
             worker.close()
             raise
@@ -329,12 +361,20 @@ class Workers:
             worker.close()
         return answer.result()
 
-    async def _converse(self, worker: socket.socket, task: _Parse | _Run, lease: _Lease) -> _Answer:
+    def _worker(self) -> _Process:
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.is_there():
+                return worker
+            worker.close()
+        return self._fork_server.fork()
+
+    async def _converse(self, worker: _Process, task: _Parse | _Run, lease: _Lease) -> _Answer:
         """Hands over the task and answers questions about its slot, until it is done."""
         try:
-            await _send(worker, task)
-            while not isinstance(message := await _receive(worker), _Answer):
-                await _send(worker, await lease.answer(message))
+            await _send(worker.socket, task)
+            while not isinstance(message := await _receive(worker.socket), _Answer):
+                await _send(worker.socket, await lease.answer(message))
         except (EOFError, OSError):
             if isinstance(task, _Run):
                 await self._in_thread(lambda: self._runner.clear(task.admitted))

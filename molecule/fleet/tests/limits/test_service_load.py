@@ -281,3 +281,55 @@ print(json.dumps([refused, record, answer(connection), main == service()]))
     assert record["result"]["verdict"] == "ok"
     assert accepted == {"result": {}}
     assert is_same
+
+
+def test_whatever_is_killed_of_the_service_the_next_job_runs(host: Any, slowness: int) -> None:
+    program = r"""
+def children(pid):
+    return list(map(int, open(f"/proc/{pid}/task/{pid}/children").read().split()))
+
+verdicts = []
+for which in ("a worker", "all workers", "the process that starts workers", "that and all workers"):
+    (starts,) = children(service())
+    workers = children(starts)
+    doomed = {"a worker": workers[:1], "all workers": workers, "that and all workers": [starts, *workers]}
+    for pid in doomed.get(which, [starts]):
+        os.kill(pid, signal.SIGKILL)
+    time.sleep(0.2)
+    for attempt in range(50):
+        try:
+            connection = connect()
+            connection.sendall(request(job("true")))
+            verdicts.append([which, answer(connection)["result"]["verdict"]])
+            break
+        except (OSError, TypeError, KeyError):
+            time.sleep(0.2)  # the service starts again
+    subprocess.check_call(["systemctl", "restart", "cellblock"])
+print(json.dumps(verdicts))
+"""
+    assert [verdict for _, verdict in on_host(host, program)] == ["ok"] * 4
+    assert host.check_output("ls /run/cellblock/jobs") == ""
+
+
+@pytest.mark.usefixtures("quick")
+def test_clients_that_go_away_leave_nothing(host: Any) -> None:
+    """Also one that does not read the first record while the second is made."""
+    program = r"""
+large = job("sh", "-c", "head -c 900000 /dev/zero | tr '\\0' a")
+before = len(os.listdir(f"/proc/{service()}/fd"))
+for number in range(30):
+    connection = connect()
+    connection.sendall(request(large, large, large))
+    time.sleep(0.01 * (number % 10))
+    connection.close()
+connection = connect()
+connection.sendall(request(job("true")))
+record = answer(connection)["result"]["verdict"]
+connection.close()
+time.sleep(1)
+print(json.dumps([record, len(os.listdir(f"/proc/{service()}/fd")) - before]))
+"""
+    verdict, descriptors = on_host(host, program)
+    assert verdict == "ok" and descriptors <= 4, descriptors
+    for left in ("ls /var/lib/cellblock/spool", "ls /run/cellblock/jobs", "pgrep -a nsjail"):
+        assert host.run(left).stdout == ""
