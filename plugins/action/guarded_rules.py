@@ -247,6 +247,7 @@ def host_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "path": instance.rules,
         "rules": options["rules"],
         "controllers": options["controllers"],
+        "controller_ports": options["controller_ports"],
         "rollback_after_s": options["rollback_after_s"],
         "files": [
             {

@@ -86,14 +86,25 @@ def refusals(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def collect_records(
-    results: Mapping[str, Any], jobs: Sequence[dict[str, Any]], hosts: Sequence[str]
+    results: Mapping[str, Any],
+    jobs: Sequence[dict[str, Any]],
+    hosts: Sequence[str],
+    earlier: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """What became of `jobs`, which were shared among `hosts`: `records`, as far as `results` ({host: what
-    sandbox_job returned}) has them, and `lost`, a sentence for each job without one.
+    sandbox_job returned}) has them; `lost`, a sentence for each job without one; `lost_jobs`, these jobs; `reliable`, the
+    hosts that lost none. `earlier` are the records of a run that lost these jobs; those of them that only say what went
+    wrong are left out.
     """
     shares = {host: share_jobs(jobs, hosts, host) for host in hosts}
     found, lost = records.collect(shares, results)
-    return {"records": found, "lost": [str(job) for job in lost]}
+    losers = {entry.host for entry in lost}
+    return {
+        "records": [*(record for record in earlier if not record.get("error")), *found],
+        "lost": [str(entry) for entry in lost],
+        "lost_jobs": [entry.job for entry in lost],
+        "reliable": [host for host in hosts if host not in losers],
+    }
 
 
 def result_table(done: Sequence[Mapping[str, Any]]) -> str:

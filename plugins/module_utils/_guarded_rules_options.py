@@ -14,6 +14,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "rules": {"type": "str"},
     "path": {"type": "path", "required": True},
     "controllers": {"type": "list", "elements": "str"},
+    "controller_ports": {"type": "list", "elements": "int"},
     "foreign_rules": {"type": "str", "choices": ["remove", "report"], "default": "remove"},
     "before_network": {"type": "bool", "default": True},
     "after": {"type": "list", "elements": "str", "default": []},

@@ -87,7 +87,7 @@ def networks(controllers: list[str]) -> list[Any]:
     return found
 
 
-def check_controllers(controllers: list[str], connection: str) -> None:
+def check_controllers(controllers: list[str], ports: list[int] | None, connection: str) -> None:
     """The connection that does all this must be one that the rules are said to admit."""
     known = networks(controllers)
     if not known:
@@ -104,6 +104,14 @@ def check_controllers(controllers: list[str], connection: str) -> None:
         raise HostError(
             f"This very connection comes from {source}, which is in none of the controllers "
             f"({', '.join(controllers)}); the new rules would cut it off: add the address to them."
+        )
+    # The port that sshd itself sees, so one that is forwarded on the way here does not matter.
+    port = int(connection.split()[3])
+    if ports is not None and port not in ports:
+        raise HostError(
+            f"This very connection came to port {port}, and the flows let the controllers open "
+            f"{', '.join(map(str, ports)) or 'no port'}; the new rules would cut it off: give the "
+            f"service ssh port {port}, or have sshd listen on another."
         )
 
 
@@ -228,7 +236,9 @@ class Host:
                 "rules at boot; use a host that boots with it."
             )
         if self.params["controllers"] is not None:
-            check_controllers(self.params["controllers"], ssh_connection())
+            check_controllers(
+                self.params["controllers"], self.params["controller_ports"], ssh_connection()
+            )
         files = self.files_to_write()
         if not has_nft:
             self.module.warn("nft is still to be installed, so the rules were not checked.")
@@ -460,6 +470,7 @@ def main() -> None:
             "path": {"type": "path", "required": True},
             "rules": {"type": "str"},
             "controllers": {"type": "list", "elements": "str"},
+            "controller_ports": {"type": "list", "elements": "int"},
             "rollback_after_s": {"type": "int", "required": True},
             # Content is compressed and in base64.
             "files": {

@@ -62,6 +62,13 @@ options:
         is no table then.
     type: list
     elements: str
+  controller_ports:
+    description:
+      - TCP ports that the rules let O(controllers) open. The one that this very connection came to, as sshd sees it,
+        must be among them; otherwise the task fails before anything is changed.
+      - Without this option no port is compared.
+    type: list
+    elements: int
   foreign_rules:
     description:
       - What the guard does with rules, chains, sets and elements that somebody else adds to the table.

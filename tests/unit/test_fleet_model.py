@@ -261,6 +261,7 @@ def test_rules_of_a_slave(fleet: Fleet) -> None:
         "cache_servers": ["10.0.0.14/32"],
         "controllers": ["10.0.0.1/32", "fd00::1/128"],
     }
+    assert rules["controller_ports"] == [22]
 
 
 def test_rules_of_a_master_exclude_what_is_not_the_internet(fleet: Fleet) -> None:

@@ -159,3 +159,31 @@ def test_the_table_shows_the_end_of_standard_error_and_what_was_not_collected() 
         "j/run stderr: ValueError: why",
         "j file plot\\x1b.png: not collected, missing",
     ]
+
+
+def test_jobs_that_were_lost_are_collected_from_another_host() -> None:
+    asked: list[dict[str, Any]] = [
+        {"name": name, "stages": []} for name in ("kept", "gone", "broken")
+    ]
+    kept = {"name": "kept", "verdict": "ok", "stages": []}
+    broken = {
+        "name": "broken",
+        "verdict": "internal_error",
+        "stages": [],
+        "error": {"text": "no disk"},
+    }
+    first = jobs.collect_records(
+        {"a": {"results": [kept, broken]}, "b": {"unreachable": True, "msg": "gone"}},
+        asked,
+        ["a", "b"],
+    )
+    assert [job["name"] for job in first["lost_jobs"]] == ["broken", "gone"]
+    assert first["reliable"] == []
+    again = {"results": [{**broken, "verdict": "ok", "error": None}, {**kept, "name": "gone"}]}
+    second = jobs.collect_records({"c": again}, first["lost_jobs"], ["c"], first["records"])
+    assert second["lost"] == []
+    assert {record["name"]: record["host"] for record in second["records"]} == {
+        "kept": "a",
+        "broken": "c",
+        "gone": "c",
+    }

@@ -33,11 +33,17 @@ class Misfit(Exception):
 
 @dataclass(frozen=True)
 class Lost:
-    """A job without a record: ``host`` was given it, ``reason`` is what is known."""
+    """A job without a record, or with one that only says what went wrong: ``host`` was given it, ``reason`` is what is
+    known.
+    """
 
-    name: str
+    job: Mapping[str, Any]
     host: str
     reason: str
+
+    @property
+    def name(self) -> str:
+        return str(self.job["name"])
 
     def __str__(self) -> str:
         return f"{self.name}: no record from {self.host}: {self.reason}"
@@ -57,17 +63,17 @@ def collect(
         for number, job in enumerate(jobs):
             name = str(job["name"])
             if number >= len(answer):
-                lost.append(Lost(name, host, problem))
+                lost.append(Lost(job, host, problem))
                 continue
             try:
                 whole = Value(answer[number], "the record", Misfit, prefix="", quote=False)
                 _check(whole, name, len(job.get("stages", ())))
             except Misfit as misfit:
-                lost.append(Lost(name, host, f"what it returned makes no sense ({misfit})"))
+                lost.append(Lost(job, host, f"what it returned makes no sense ({misfit})"))
                 continue
             records.append({**answer[number], "host": host})
             if answer[number].get("error"):
-                lost.append(Lost(name, host, printable(answer[number]["error"]["text"])))
+                lost.append(Lost(job, host, printable(answer[number]["error"]["text"])))
     return records, lost
 
 

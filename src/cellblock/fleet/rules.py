@@ -28,8 +28,8 @@ def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
     ``own_name``; ``sets`` {peer: [CIDR]}, the addresses behind each peer's name; ``inbound`` and
     ``outbound`` [{name, peer, protocol, ports, except}], where ``name`` says which flow it is, the
     peer ``any`` is every address but those of the sets in ``except``, and ports are in ascending
-    order, none for icmp; ``controllers`` [address]; of a slave with a range for jobs ``forward``
-    {interfaces, networks}, whose traffic the host may pass on (role job_network, mode routed), IPv4 and,
+    order, none for icmp; ``controllers`` [address] and ``controller_ports``, the TCP ports that they may
+    open, in ascending order; of a slave with a range for jobs ``forward`` {interfaces, networks}, whose traffic the host may pass on (role job_network, mode routed), IPv4 and,
     where jobs have it, IPv6.
     """
     host = fleet.hosts[name]
@@ -57,13 +57,27 @@ def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
         if passed_on
         else {}
     )
+    controllers = list(fleet.networks.get(CONTROLLERS, ()))
+    theirs = {
+        peer
+        for peer, addresses in sets.items()
+        if any(ip_network(a).overlaps(c) for a in addresses for c in controllers)
+    }
     return {
         **({"forward": forward} if forward else {}),
         "own_name": name,
         "sets": sets,
         "inbound": inbound,
         "outbound": outbound,
-        "controllers": [str(network) for network in fleet.networks.get(CONTROLLERS, ())],
+        "controllers": [str(network) for network in controllers],
+        "controller_ports": sorted(
+            {
+                port
+                for rule in inbound
+                if rule["protocol"] == "tcp" and rule["peer"] in {ANY, *theirs}
+                for port in rule["ports"]
+            }
+        ),
     }
 
 

@@ -333,3 +333,18 @@ def test_a_slave_that_is_lost_on_the_way_costs_what_was_not_back(
     assert hosts == {"slave1": 20, "slave2": 16}
     assert "hello-c: no record from slave2: the disk is gone" in told(done)
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_jobs_that_were_lost_are_given_to_another_slave(
+    playbook: Playbook, instead_of_cellblock: Callable[..., None], tmp_path: Path
+) -> None:
+    real = "/opt/cellblock/engine/bin/cellblock"
+    instead_of_cellblock(
+        f"[ $1 = check ] && exec {real} \"$@\"; echo 'the disk is gone' >&2; exit 1", first=""
+    )
+    output = tmp_path / "results.json"
+    jobs = json.dumps({"job": ["jobs/hello-c.yml", "jobs/abort.yml"]})
+    done = playbook("run-job.yml", "-e", jobs, "-e", f"output={output}", "-e", "rerun_lost=true")
+    assert done.returncode == 0, told(done)
+    assert ran(output) == {"hello-c": "slave1", "abort": "slave1"}
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]

@@ -24,8 +24,9 @@ HERE = Path(__file__).parent
 MIB = 2**20
 SPENT_BYTES = 48 * MIB
 MAX_UNACCOUNTED_BYTES = 8 * MIB
-# Linux 6.1 charges a mapping and not its share of the tree they are in (newer kernels do).
-KNOWN_SHARES = {"mappings": 0.4}
+# Linux 6.1 charges neither a mapping's share of the tree they are in nor the socket that an arriving connection makes
+# before it is accepted: a softirq makes it, for no task (newer kernels charge both).
+KNOWN_SHARES = {"mappings": 0.4, "tcp_connections": 0.4}
 ATTEMPTS = 3
 """Who is over the bound is measured again: what others do on the machine passes, a leak does not."""
 CONTROL = "nothing"

@@ -79,7 +79,6 @@ for number in range(KILLS):
 """
 
 
-@pytest.mark.kernel
 def test_killed_at_random_moments(
     host: Any, slowness: int, repetitions: Callable[[int], int], thorough: bool
 ) -> None:

@@ -7,7 +7,9 @@ packages from the cache. Then against an upstream that misbehaves (`lab`).
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from . import lab
+from .conftest import ROOT
 
 testinfra_hosts = ["ansible://cache1"]
 
@@ -525,3 +528,28 @@ class TestMisbehavingUpstream:
             "print(got.count('200'), got.count('429'))\n"
         )
         assert slave.check_output(f"python3 -c {shlex.quote(script)}") == "64 16"
+
+
+def test_a_host_whose_cache_server_says_nothing_is_given_up_in_time(host: Any) -> None:
+    host.check_output("systemctl kill --signal=STOP cellblock-cache")
+    try:
+        started = time.monotonic()
+        done = subprocess.run(
+            [
+                *("ansible", "slave1", "--module-name=include_role"),
+                *("--args", "name=packages"),
+                *("-e", json.dumps({"packages_names": ["sl"], "packages_lists_timeout_s": 3})),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        )
+        took = time.monotonic() - started
+    finally:
+        host.check_output("systemctl kill --signal=CONT cellblock-cache")
+    said = " ".join(done.stdout.split())
+    assert done.returncode != 0, said
+    assert "slave1: the package lists could not be fetched within 3 s" in said
+    assert took < 30

@@ -23,6 +23,7 @@ RULES = {
     "path": "/etc/cellblock/firewall.nft",
     "rules": "x",
     "controllers": ["192.0.2.10"],
+    "controller_ports": [22],
 }
 PLAN = {"changed": True, "load": True, "reasons": ["the rules differ"]}
 

@@ -38,7 +38,16 @@ CONNECTION = "192.0.2.10 50000 192.0.2.21 22"
     ],
 )
 def test_controllers_that_hold_the_connection(controllers: list[str], connection: str) -> None:
-    check_controllers(controllers, connection)
+    check_controllers(controllers, [22, 2222], connection)
+    check_controllers(controllers, None, connection)
+
+
+@pytest.mark.parametrize(("ports", "told"), [([22, 80], "22, 80"), ([], "no port")])
+def test_a_connection_to_a_port_that_the_rules_do_not_open(ports: list[int], told: str) -> None:
+    with pytest.raises(
+        HostError, match=f"came to port 2222, .*open {told};.* service ssh port 2222"
+    ):
+        check_controllers(["192.0.2.10"], ports, "192.0.2.10 50000 192.0.2.21 2222")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +62,7 @@ def test_controllers_that_hold_the_connection(controllers: list[str], connection
 )
 def test_controllers_that_do_not(controllers: list[str], connection: str, words: list[str]) -> None:
     with pytest.raises(HostError) as refused:
-        check_controllers(controllers, connection)
+        check_controllers(controllers, [22], connection)
     for word in words:
         assert word in str(refused.value)
 
@@ -120,6 +129,7 @@ class FakeHost:
             "units": ["cellblock-firewall.service", "cellblock-firewall-guard.service"],
             "rules": RULES,
             "controllers": ["192.0.2.10"],
+            "controller_ports": [22],
             "rollback_after_s": 30,
             "files": [
                 {
