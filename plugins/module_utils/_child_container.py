@@ -26,7 +26,8 @@ IN_WORKERS_NAMESPACE = frozenset({"worker", "child_workers_network"})
 # The networks of the experiment: two bridges of the engine, and the segment on which other hosts are.
 FRONT, BACK, WIRE = "cbx-front", "cbx-back", "cbx-wire"
 NETWORKS = {FRONT: "10.77.1", BACK: "10.77.2", WIRE: "10.77.0"}
-SLAVE, WORKER = 21, 50
+# WORKER is what the engine gives it, OTHER what it takes itself.
+SLAVE, WORKER, OTHER = 21, 50, 51
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ TARGETS = (
     Target("other_slave", 22, 22),
     METADATA,
 )
-# Where an engine that nobody told of other networks puts its first one, and the cache server's second address.
-HIDING_NETWORK, HIDDEN_ADDRESS = "172.18.0.0/16", "172.18.0.14"
+# Where an engine that nobody told of other networks puts its first one, and more addresses of the cache server there:
+# one that nobody has in that network, and that of the network's gateway, which is the worker itself.
+HIDING_NETWORK, HIDDEN_ADDRESSES = "172.18.0.0/16", ("172.18.0.14", "172.18.0.1")
 NAMES_PORT = 53
 # The cache server's: with a dot, and without.
 NAME, BARE_NAME = "cache.cellblock.internal", "cache"
@@ -100,6 +102,9 @@ class Step:
         return list(_requests(self, sender))
 
 
+# The worker's root gives it another address of the network: it may, and so may the root of any container of its own.
+FORGED = "same bridge, under another address"
+BY_ADDRESS = "slave bridge forward, by address"
 STEPS = (
     Step("false denial", "other host", UNTOLD),
     Step("names, engine's resolver", "same bridge, by name", UNTOLD),
@@ -109,6 +114,8 @@ STEPS = (
     Step("slave's forward chain, bridges not filtered", "same bridge", filter="slave inet forward"),
     Step("slave's forward chain, bridges filtered", "same bridge", filter="slave inet forward", bridge_nf=1),
     Step("slave's bridge table", "same bridge", filter="slave bridge forward"),
+    Step("another address, table by address", FORGED, filter=BY_ADDRESS),
+    Step("another address, table by port", FORGED, filter="slave bridge forward"),
     Step("engine's isolation", "other bridge", filter="engine's isolation"),
     Step("engine's isolation lifted", "other bridge", filter="DOCKER-USER lets through"),
     Step("other host", "other host"),
@@ -124,11 +131,10 @@ def _requests(step: Step, sender: str) -> Iterator[Request]:
         hidden = step.inner_engine == UNTOLD
         # Beside it the same server at an address that nothing hides: it and the way to it are fine.
         yield Request(CACHE, address(CACHE, WIRE), REACHED)
-        yield (
-            Request(CACHE, HIDDEN_ADDRESS, DENIED, STAYED)
-            if hidden
-            else Request(CACHE, HIDDEN_ADDRESS, REACHED)
-        )
+        for host in HIDDEN_ADDRESSES:
+            yield (
+                Request(CACHE, host, DENIED, STAYED) if hidden else Request(CACHE, host, REACHED)
+            )
     elif step.topology == "same bridge, by name":
         told, own = step.inner_engine == TOLD, sender in IN_WORKERS_NAMESPACE
         # The engine within has a resolver of its own for its user networks. It asks further for NAME alone, and
@@ -147,6 +153,7 @@ def _requests(step: Step, sender: str) -> Iterator[Request]:
 def _hosts(topology: str) -> Iterator[tuple[Target, str]]:
     networks = {
         "same bridge": (FRONT,),
+        FORGED: (FRONT,),
         "other bridge": (BACK,),
         "other host": (WIRE,),
         "several networks": (FRONT, BACK),
@@ -162,7 +169,7 @@ def _expected(step: Step, sender: str, target: Target) -> tuple[str, str]:
     """(what is expected, by what a denial is proven)."""
     if step.filter == "engine's isolation":
         return DENIED, DROPPED
-    if target is CACHE or step.filter in ("none", "DOCKER-USER lets through"):
+    if target is CACHE or step.filter in ("none", "DOCKER-USER lets through", BY_ADDRESS):
         return REACHED, ""
     if step.filter == "worker inet output":
         return (DENIED, STAYED) if sender in IN_WORKERS_NAMESPACE else (REACHED, "")
@@ -185,7 +192,8 @@ def counting_rules() -> str:
     """Counts the attempts that arrive on the slave for each target, at whatever bridge; decides nothing."""
     hosts = sorted({host for topology in ("same bridge", "other bridge", "other host") for _, host in _hosts(topology)})  # fmt: skip
     rules = "\n".join(
-        f'ip daddr {host} {_OPENING} counter comment "{host}"' for host in [*hosts, HIDDEN_ADDRESS]
+        f'ip daddr {host} {_OPENING} counter comment "{host}"'
+        for host in [*hosts, *HIDDEN_ADDRESSES]
     )
     return f"table bridge arrived {{ chain c {{ type filter hook prerouting priority -400; policy accept;\n{rules}\n}}\n}}\n"
 
@@ -195,7 +203,7 @@ def filter_rules(name: str, ports: Sequence[str]) -> str:
 
     ``ports``: the worker's interfaces on the slave, that is ports of bridges.
     """
-    caches = ", ".join([*(address(CACHE, network) for network in NETWORKS), HIDDEN_ADDRESS])
+    caches = ", ".join([*(address(CACHE, network) for network in NETWORKS), *HIDDEN_ADDRESSES])
     let_through = (
         f"ip daddr {{ {caches} }} tcp dport {{ {CACHE.port}, {NAMES_PORT} }} accept\n"
         f"ip daddr {{ {caches} }} udp dport {NAMES_PORT} accept\n"
@@ -207,6 +215,10 @@ def filter_rules(name: str, ports: Sequence[str]) -> str:
     elif name == "slave inet forward":
         head = f'iifname != {{ "{FRONT}", "{BACK}" }} accept\nct state established,related accept'
         family, hook = "inet", "forward"
+    elif name == BY_ADDRESS:
+        workers = ", ".join(f"{NETWORKS[network]}.{WORKER}" for network in (FRONT, BACK))
+        head = f"ether type arp accept\nip saddr != {{ {workers} }} accept"
+        family, hook = "bridge", "forward"
     elif name == "slave bridge forward":
         # By port, as a container's root may take any address. No port, no rule: the worker would be let through.
         if not ports:
@@ -319,6 +331,27 @@ def differences(observations: Iterable[Observation]) -> list[str]:
     return found
 
 
+def not_as_called(workers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where a worker was not what its runtime's name says, a sentence each. ``workers``: {runtime: what the kernel
+    says of its first process}."""
+    found = []
+    for runtime, seen in workers.items():
+        mapped = str(seen["uid_map"]).split()[:2] != ["0", "0"]
+        if mapped and runtime == "runc":
+            found.append(
+                f"runc: the worker's root is mapped ({seen['uid_map']}), so that it is no control."
+            )
+        if not mapped and runtime != "runc":
+            found.append(f"{runtime}: the worker's root is the slave's ({seen['uid_map']}).")
+        if runtime == "sysbox-runc" and not seen["sysbox_mounts"]:
+            found.append(
+                "sysbox-runc: the worker has no mounts of sysbox-fs, so that this is not Sysbox."
+            )
+        if seen["seccomp"] != 2:
+            found.append(f"{runtime}: the worker's first process filters no system calls.")
+    return found
+
+
 def missing(observations: Iterable[Observation], runtimes: Iterable[str]) -> list[str]:
     """What was to be tried and was not."""
     seen = {(one.runtime, one.step, one.sender, one.host) for one in observations}
@@ -373,7 +406,9 @@ def as_row(one: Observation) -> dict[str, Any]:
 # --- How the worker is made -----------------------------------------------------------------------
 
 # Which of the worker container's options are its place and not what it is: the experiment has its own.
-_PLACE = frozenset({"--name", "--hostname", "--network", "--dns", "--volume", "--restart"})
+_PLACE = frozenset(
+    "--name --hostname --network --network-alias --ip --mac-address --dns --volume --restart".split()
+)
 
 
 def boundary_options(create: Sequence[str]) -> list[str]:

@@ -90,6 +90,11 @@ observations:
   returned: success, not in check mode
   type: list
   elements: dict
+workers:
+  description: For each runtime what the kernel says of the worker's first process, C(uid_map), C(seccomp) (2 is a filter) and how
+    many mounts of Sysbox's file system it has (C(sysbox_mounts)).
+  returned: success, not in check mode
+  type: dict
 differences:
   description: What was not as expected, a sentence each.
   returned: success, not in check mode
@@ -178,7 +183,9 @@ def main() -> None:
                 "inner_engine": module.params["inner_engine"],
                 "root": module.params["root"],
                 "engine_runtimes": {
-                    name: registered[name]["path"] for name in runtimes if name == "sysbox-runc"
+                    name: registered[name].get("path", name)
+                    for name in runtimes
+                    if name == "sysbox-runc"
                 },
             }
         )
@@ -193,7 +200,12 @@ def main() -> None:
         )
     result.update(
         observations=answer["observations"],
-        differences=plan.differences(seen) + plan.missing(seen, runtimes),
+        workers=answer["workers"],
+        differences=[
+            *plan.not_as_called(answer["workers"]),
+            *plan.differences(seen),
+            *plan.missing(seen, runtimes),
+        ],
         table=plan.table(seen),
         engine=answer.get("engine", ""),
         seconds=answer["seconds"],

@@ -63,6 +63,19 @@ def test_it_is_as_expected(experiment: dict[str, Any]) -> None:
     assert experiment["seconds"] < 90
 
 
+def test_the_worker_is_what_it_is_called(experiment: dict[str, Any]) -> None:
+    assert experiment["workers"] == {
+        RUNTIME: {"uid_map": "0 2013265920 131072", "seccomp": 2, "sysbox_mounts": 0}
+    }
+
+
+def test_a_table_by_address_is_passed_under_another(experiment: dict[str, Any]) -> None:
+    passed = rows(experiment, "another address, table by address", target="database")
+    assert {(row["observed"], row["seen_as"]) for row in passed} == {("reached", "10.77.1.51")}
+    stopped = rows(experiment, "another address, table by port", target="database")
+    assert {(row["observed"], row["dropped_packets"] > 0) for row in stopped} == {("denied", True)}
+
+
 def test_a_child_reaches_what_its_worker_reaches(experiment: dict[str, Any]) -> None:
     found = rows(experiment, "other host", target="database")
     assert [row["answered_by"] for row in found] == ["database"] * 4
@@ -95,10 +108,13 @@ def test_the_slaves_forward_chain_sees_a_bridge_only_when_told(experiment: dict[
 
 def test_a_false_denial_never_arrives(experiment: dict[str, Any]) -> None:
     hidden = rows(experiment, "false denial", expected="denied")
-    assert len(hidden) == 4
+    assert len(hidden) == 8
     assert {(row["observed"], row["arrived_packets"]) for row in hidden} == {("denied", 0)}
-    shown = rows(experiment, "no false denial", host=hidden[0]["host"])
-    assert {row["observed"] for row in shown} == {"reached"}
+    # Where the worker itself has the address, it answers.
+    assert "connection refused" in {row["how"] for row in hidden}
+    for host in {row["host"] for row in hidden}:
+        shown = rows(experiment, "no false denial", host=host)
+        assert {row["observed"] for row in shown} == {"reached"}
 
 
 def test_nothing_is_left(lab: Any, experiment: dict[str, Any]) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import struct
+import tarfile
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.cellblock.fleet.plugins.module_utils import (
     _child_container as plan,
 )
@@ -20,6 +23,7 @@ from ansible_collections.cellblock.fleet.plugins.module_utils import (
     _child_container_peer as peer,
 )
 
+ROOT = Path(__file__).resolve().parents[4]
 STEPS = {step.name: step for step in plan.STEPS}
 
 
@@ -72,7 +76,7 @@ def test_every_denial_says_what_proves_it() -> None:
                 assert bool(one.evidence) == (one.expected == plan.DENIED)
 
 
-@pytest.mark.parametrize("step", [step for step in plan.STEPS if step.filter.startswith("slave")])
+@pytest.mark.parametrize("step", [step for step in plan.STEPS if "slave" in step.filter])
 def test_no_filter_on_the_slave_tells_worker_from_child(step: plan.Step) -> None:
     wanted = {tuple(step.requests(sender)) for sender in plan.SENDERS}
     assert len(wanted) == 1
@@ -163,6 +167,28 @@ def test_the_table_marks_what_differs() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("runtime", "uid_map", "mounts", "seccomp", "named"),
+    [
+        ("runc", "0 0 4294967295", 0, 2, ""),
+        ("userns", "0 2013265920 131072", 0, 2, ""),
+        ("sysbox-runc", "0 300000 65536", 6, 2, ""),
+        ("runc", "0 2013265920 131072", 0, 2, "is mapped"),
+        ("userns", "0 0 4294967295", 0, 2, "is the slave's"),
+        ("userns", "0 2013265920 131072", 0, 0, "filters no system calls"),
+        ("sysbox-runc", "0 300000 65536", 0, 2, "sysbox-fs"),
+    ],
+)
+def test_a_runtime_that_is_not_what_it_is_called_is_a_difference(
+    runtime: str, uid_map: str, mounts: int, seccomp: int, named: str
+) -> None:
+    found = plan.not_as_called(
+        {runtime: {"uid_map": uid_map, "sysbox_mounts": mounts, "seccomp": seccomp}}
+    )
+    assert len(found) == bool(named)
+    assert named in "".join(found)
+
+
 # --- Rules ----------------------------------------------------------------------------------------
 
 
@@ -193,6 +219,18 @@ def test_what_makes_a_worker_is_kept_and_its_place_is_not() -> None:
             " --userns host"
         ).split()
     )
+
+
+def test_the_worker_is_described_as_the_role_does() -> None:
+    """What the role tells the program that runs the container, the experiment tells it too."""
+    tasks = yaml.safe_load((ROOT / "roles/worker_container/tasks/configure.yml").read_text())
+    (role,) = [
+        task["vars"]["__worker_container_config"]
+        for task in tasks
+        if "__worker_container_config" in task.get("vars", {})
+    ]
+    made = lab.Lab({"root": "/", "create": {"userns": []}}, "/")
+    assert set(lab.Worker(made, "userns", Path("/f")).described(1)) == set(role)
 
 
 def test_the_roles_resolvers_are_left_out() -> None:
@@ -270,9 +308,6 @@ def test_a_sender_says_who_answered() -> None:
 
 
 def test_a_root_file_system_mounts_usr_and_holds_no_secret(tmp_path: Path) -> None:
-    import io
-    import tarfile
-
     (tmp_path / "etc").mkdir()
     for name in ("passwd", "shadow", "group"):
         (tmp_path / "etc" / name).write_text(name)
@@ -286,6 +321,6 @@ def test_a_root_file_system_mounts_usr_and_holds_no_secret(tmp_path: Path) -> No
 def test_the_report_has_every_field() -> None:
     (row,) = [plan.as_row(one) for one in everything()[:1]]
     assert json.loads(json.dumps(row)) == row
-    page = Path(__file__).resolve().parents[4] / "docs/experiments/child_container.md"
+    page = ROOT / "docs/experiments/child_container.md"
     for name in row:
         assert f"`{name}`" in page.read_text(), f"{page.name} does not describe {name}"
