@@ -16,7 +16,7 @@ import pytest
 from cellblock.engine import contained
 from cellblock.engine.host import BoundMount, JobUids
 from cellblock.engine.jail import JailSpec
-from cellblock.errors import InternalError
+from cellblock.errors import WorkerLostError
 
 FIRST_ID = 300_000
 
@@ -63,7 +63,7 @@ def play(
 
         threads.append(threading.Thread(target=serve))
         threads[-1].start()
-        return contained.WorkerContainer(tmp_path / "socket", FIRST_ID), asked
+        return contained.WorkerContainer(tmp_path, FIRST_ID, 65_536, 131_072, "userns"), asked
 
     yield begin
     for thread in threads:
@@ -89,14 +89,16 @@ def test_the_jail_is_asked_for_as_it_is_within(spec: JailSpec, play: Any) -> Non
 def test_what_is_not_started_is_an_error(spec: JailSpec, play: Any, answers: Any) -> None:
     worker, _ = play(answers)
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(InternalError, match="worker container"):
+    with pytest.raises(WorkerLostError, match="worker container"):
         worker.start(spec, 1, 2)
     assert len(os.listdir("/proc/self/fd")) <= before + 2  # the thread's
 
 
 def test_no_container_is_an_error(spec: JailSpec, tmp_path: Path) -> None:
-    with pytest.raises(InternalError, match="starts no jail"):
-        contained.WorkerContainer(tmp_path / "none", FIRST_ID).start(spec, 1, 2)
+    with pytest.raises(WorkerLostError, match="starts no jail"):
+        contained.WorkerContainer(tmp_path / "none", FIRST_ID, 65_536, 131_072, "userns").start(
+            spec, 1, 2
+        )
 
 
 @pytest.mark.parametrize("answers", [[{"pid": 7}], [{"pid": 7}, {"status": "x"}]])
