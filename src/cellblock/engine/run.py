@@ -168,7 +168,10 @@ class Engine:
         (stage,) = (s for s in checked.job.stages if s.name == stage_name)
         if self._network is None:
             raise InternalError(stage_name, "has no network", "restart cellblock.service")
-        return self._network.slots.take(checked.accesses[stage_name], stage.constraints, cancelled)
+        owner = None if checked.worker is None else checked.worker.pid()
+        return self._network.slots.take(
+            checked.accesses[stage_name], stage.constraints, cancelled, owner
+        )
 
     def _access_of(self, stage: Stage, where: str) -> Access | None:
         if stage.network is NetworkPolicy.NONE:
