@@ -59,6 +59,11 @@ NAMES_PORT = 53
 NAME, BARE_NAME = "cache.cellblock.internal", "cache"
 
 
+def link_local(number: int) -> str:
+    """The IPv6 address on FRONT, of which no network's setting knows."""
+    return f"fe80::{number}"
+
+
 def address(target: Target, network: str) -> str:
     return METADATA_ADDRESS if target is METADATA else f"{NETWORKS[network]}.{target.number}"
 
@@ -85,7 +90,9 @@ class Request:
     @property
     def address(self) -> str:
         """The names are those of the address on the bridge of both."""
-        return address(self.target, FRONT) if self.host in (NAME, BARE_NAME) else self.host
+        if self.host in (NAME, BARE_NAME):
+            return address(self.target, FRONT)
+        return self.host.partition("%")[0]
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,8 @@ class Step:
 
 # The worker's root gives it another address of the network: it may, and so may the root of any container of its own.
 FORGED = "same bridge, under another address"
+# It may turn IPv6 on as well, where the network has none.
+LINK_LOCAL = "same bridge, IPv6 link-local"
 BY_ADDRESS = "slave bridge forward, by address"
 STEPS = (
     Step("false denial", "other host", UNTOLD),
@@ -116,6 +125,8 @@ STEPS = (
     Step("slave's bridge table", "same bridge", filter="slave bridge forward"),
     Step("another address, table by address", FORGED, filter=BY_ADDRESS),
     Step("another address, table by port", FORGED, filter="slave bridge forward"),
+    Step("IPv6, slave's forward chain", LINK_LOCAL, filter="slave inet forward", bridge_nf=1),
+    Step("IPv6, slave's bridge table", LINK_LOCAL, filter="slave bridge forward"),
     Step("engine's isolation", "other bridge", filter="engine's isolation"),
     Step("engine's isolation lifted", "other bridge", filter="DOCKER-USER lets through"),
     Step("other host", "other host"),
@@ -145,6 +156,12 @@ def _requests(step: Step, sender: str) -> Iterator[Request]:
         ):
             yield Request(CACHE, name, REACHED if known else DENIED, "" if known else NAMELESS)
         yield Request(CACHE, address(CACHE, FRONT), REACHED)
+    elif step.topology == LINK_LOCAL:
+        # Children on inner bridges have no IPv6, and no interface on that bridge.
+        for target in TARGETS if sender in IN_WORKERS_NAMESPACE else ():
+            if target is not METADATA:
+                host = f"{link_local(target.number)}%eth0"
+                yield Request(target, host, *_expected(step, sender, target))
     else:
         for target, host in _hosts(step.topology):
             yield Request(target, host, *_expected(step, sender, target))
@@ -169,6 +186,9 @@ def _expected(step: Step, sender: str, target: Target) -> tuple[str, str]:
     """(what is expected, by what a denial is proven)."""
     if step.filter == "engine's isolation":
         return DENIED, DROPPED
+    if step.topology == LINK_LOCAL:
+        # Nothing is let through by IPv6, and what filters bridges for IPv4 does not for IPv6.
+        return (REACHED, "") if step.bridge_nf else (DENIED, DROPPED)
     if target is CACHE or step.filter in ("none", "DOCKER-USER lets through", BY_ADDRESS):
         return REACHED, ""
     if step.filter == "worker inet output":
@@ -185,16 +205,27 @@ def _expected(step: Step, sender: str, target: Target) -> tuple[str, str]:
 # --- Rules ----------------------------------------------------------------------------------------
 
 # Attempts alone are counted: the end of a connection may come when the next sender's turn has begun.
+_NEIGHBOURS = (
+    "ether type arp accept\nicmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
+)
 _OPENING = "tcp flags & (syn | ack) == syn"
+
+
+def _matches() -> Iterator[tuple[str, str]]:
+    """(address, what matches attempts for it) of every target."""
+    hosts = {host for topology in ("same bridge", "other bridge", "other host") for _, host in _hosts(topology)}  # fmt: skip
+    for host in sorted(hosts):
+        yield host, f"ip daddr {host} {_OPENING}"
+    for target in TARGETS:
+        if target is not METADATA:
+            host = link_local(target.number)
+            yield host, f"ip6 daddr {host} {_OPENING}"
 
 
 def counting_rules() -> str:
     """Counts the attempts that arrive on the slave for each target, at whatever bridge; decides nothing."""
-    hosts = sorted({host for topology in ("same bridge", "other bridge", "other host") for _, host in _hosts(topology)})  # fmt: skip
-    rules = "\n".join(
-        f'ip daddr {host} {_OPENING} counter comment "{host}"'
-        for host in [*hosts, *HIDDEN_ADDRESSES]
-    )
+    hidden = [(host, f"ip daddr {host} {_OPENING}") for host in HIDDEN_ADDRESSES]
+    rules = "\n".join(f'{match} counter comment "{host}"' for host, match in [*_matches(), *hidden])
     return f"table bridge arrived {{ chain c {{ type filter hook prerouting priority -400; policy accept;\n{rules}\n}}\n}}\n"
 
 
@@ -208,8 +239,7 @@ def filter_rules(name: str, ports: Sequence[str]) -> str:
         f"ip daddr {{ {caches} }} tcp dport {{ {CACHE.port}, {NAMES_PORT} }} accept\n"
         f"ip daddr {{ {caches} }} udp dport {NAMES_PORT} accept\n"
     )
-    hosts = sorted({host for topology in ("same bridge", "other bridge", "other host") for _, host in _hosts(topology)})  # fmt: skip
-    drop = "\n".join(f'ip daddr {host} {_OPENING} counter drop comment "{host}"' for host in hosts)
+    drop = "\n".join(f'{match} counter drop comment "{host}"' for host, match in _matches())
     if name == "worker inet output":
         head, family, hook = 'oifname "lo" accept', "inet", "output"
     elif name == "slave inet forward":
@@ -217,14 +247,14 @@ def filter_rules(name: str, ports: Sequence[str]) -> str:
         family, hook = "inet", "forward"
     elif name == BY_ADDRESS:
         workers = ", ".join(f"{NETWORKS[network]}.{WORKER}" for network in (FRONT, BACK))
-        head = f"ether type arp accept\nip saddr != {{ {workers} }} accept"
+        head = f"{_NEIGHBOURS}\nip saddr != {{ {workers} }} accept"
         family, hook = "bridge", "forward"
     elif name == "slave bridge forward":
         # By port, as a container's root may take any address. No port, no rule: the worker would be let through.
         if not ports:
             raise ValueError("the worker has no port")
         names = ", ".join(f'"{port}"' for port in ports)
-        head = f"iifname != {{ {names} }} accept\nether type arp accept"
+        head = f"iifname != {{ {names} }} accept\n{_NEIGHBOURS}"
         family, hook = "bridge", "forward"
     else:
         raise ValueError(name)
@@ -384,7 +414,7 @@ def table(observations: Sequence[Observation]) -> list[str]:
             mark = "" if all(one.as_expected for one in rows) else " !"
             # The engine has one counter for all the targets of a sender.
             shared = step.filter == "engine's isolation"
-            counted = rows[:: len(rows) // len(SENDERS)] if shared else rows
+            counted = [one for one in rows if one.target == CACHE.name] if shared else rows
             dropped = sum(one.dropped_packets for one in counted)
             lines.append(f"{step.name:44}  {runtime:11}  {cells:44}  {dropped:>7}{mark}".rstrip())
     return lines
@@ -393,10 +423,10 @@ def table(observations: Sequence[Observation]) -> list[str]:
 def _cell(rows: Sequence[Observation]) -> str:
     if not rows:
         return "-"
-    reached = [
-        sum(one.observed == REACHED for one in rows if one.sender == sender) for sender in SENDERS
-    ]
-    return f"{' '.join(f'{count:>2}' for count in reached)} of {len(rows) // len(SENDERS)}"
+    of = [[one for one in rows if one.sender == sender] for sender in SENDERS]
+    # A dash for whoever has no way to ask.
+    reached = [str(sum(one.observed == REACHED for one in mine)) if mine else "-" for mine in of]
+    return f"{' '.join(f'{count:>2}' for count in reached)} of {max(map(len, of))}"
 
 
 def as_row(one: Observation) -> dict[str, Any]:

@@ -244,6 +244,8 @@ class Lab:
         sh("ip", "link", "add", port, "type", "veth", "peer", "name", "wire0", "netns", pid)
         sh("ip", "link", "set", port, "master", plan.WIRE, "up")
         inside = ("nsenter", "--target", pid, "--net", "ip")
+        if target is not plan.METADATA:
+            sh("nsenter", "--target", pid, "--net", "/bin/sh", "-ec", ipv6_on(target.number))
         sh(*inside, "link", "set", "wire0", "up")
         addresses = [f"{plan.address(target, plan.WIRE)}/{32 if target is plan.METADATA else 24}"]
         if target is plan.CACHE:
@@ -276,17 +278,27 @@ class Lab:
         set_bridge_nf(0)
 
 
+def ipv6_on(number: int) -> str:
+    """Shell words; networks of the engine have none unless told."""
+    return (
+        "echo 0 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6;"
+        f" ip -6 address add {plan.link_local(number)}/64 dev eth0 nodad"
+    )
+
+
 def pid_of(container: str) -> str:
     return docker("inspect", "--format", "{{.State.Pid}}", container)
 
 
 def set_bridge_nf(value: int) -> None:
-    """Whether the slave's inet rules see what one bridge passes on; a setting of each network namespace."""
-    path = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
-    try:
-        path.write_text(str(value), encoding="ascii")
-    except FileNotFoundError:
-        raise LabError(f"there is no {path}; load the kernel's module br_netfilter.") from None
+    """Whether the slave's inet rules see what one bridge passes on of IPv4 (of IPv6 never); settings of each network
+    namespace."""
+    for name, now in (("iptables", value), ("ip6tables", 0)):
+        path = Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}")
+        try:
+            path.write_text(str(now), encoding="ascii")
+        except FileNotFoundError:
+            raise LabError(f"there is no {path}; load the kernel's module br_netfilter.") from None
 
 
 def counters(*inside: str, table: str) -> dict[str, tuple[int, int]]:
@@ -463,15 +475,21 @@ class Worker:
 
     @contextlib.contextmanager
     def under(self, topology: str) -> Iterator[None]:
-        """Its own root, with what it may do, gives it another address, and its own again."""
-        if topology != plan.FORGED:
+        """Its own root, with what it may do, gives it another address or IPv6, and what was before again."""
+        if topology == plan.FORGED:
+            self.take_address(plan.OTHER)
+            try:
+                yield
+            finally:
+                self.take_address(plan.WORKER)
+        elif topology == plan.LINK_LOCAL:
+            docker("exec", self.name, "/bin/sh", "-ec", ipv6_on(plan.WORKER))
+            try:
+                yield
+            finally:
+                docker("exec", self.name, "/bin/sh", "-ec", "echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6")  # fmt: skip
+        else:
             yield
-            return
-        self.take_address(plan.OTHER)
-        try:
-            yield
-        finally:
-            self.take_address(plan.WORKER)
 
     def take_address(self, address: int) -> None:
         subnet = plan.NETWORKS[plan.FRONT]
@@ -554,6 +572,8 @@ def take(step: plan.Step, container: Worker) -> Iterator[plan.Observation]:
     with container.under(step.topology), rules_of(step, container) as dropped:
         for sender in plan.SENDERS:
             requests = step.requests(sender)
+            if not requests:
+                continue
             before = counters(table="bridge arrived"), dropped()
             answers = container.ask(sender, requests, TIMEOUT_S)
             if any(

@@ -56,11 +56,15 @@ def resolve(names: Mapping[str, str]) -> None:
 
 
 def serve(name: str, port: int) -> None:
-    with socket.create_server(("", port), backlog=128) as listener:
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    with socket.create_server(
+        ("", port), family=family, backlog=128, dualstack_ipv6=both
+    ) as listener:
         while True:
             connection, peer = listener.accept()
             with connection:
-                said = {"answered_by": name, "seen_as": peer[0]}
+                said = {"answered_by": name, "seen_as": peer[0].removeprefix("::ffff:")}
                 try:
                     connection.sendall(json.dumps(said).encode() + b"\n")
                 except OSError:
@@ -90,12 +94,16 @@ def ask_all(wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     answers: list[dict[str, Any]] = [{"error": "name not known"} for _ in wanted["requests"]]
 
     def one(number: int, host: str, port: int) -> None:
-        try:
-            found = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
-        except socket.gaierror:
-            return
+        found = host
+        if ":" not in host:
+            try:
+                found = str(
+                    socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+                )
+            except socket.gaierror:
+                return
         answers[number] = {"error": "timed out"}
-        answers[number] = ask(str(found[0]), port, timeout_s)
+        answers[number] = ask(found, port, timeout_s)
 
     threads = [
         threading.Thread(target=one, args=(number, *request), daemon=True)

@@ -76,6 +76,15 @@ def test_a_table_by_address_is_passed_under_another(experiment: dict[str, Any]) 
     assert {(row["observed"], row["dropped_packets"] > 0) for row in stopped} == {("denied", True)}
 
 
+def test_ipv6_that_the_worker_turned_on_passes_what_filters_ipv4(
+    experiment: dict[str, Any],
+) -> None:
+    passed = rows(experiment, "IPv6, slave's forward chain", target="database")
+    assert {(row["observed"], row["seen_as"]) for row in passed} == {("reached", "fe80::50")}
+    stopped = rows(experiment, "IPv6, slave's bridge table", target="database")
+    assert {(row["observed"], row["dropped_packets"] > 0) for row in stopped} == {("denied", True)}
+
+
 def test_a_child_reaches_what_its_worker_reaches(experiment: dict[str, Any]) -> None:
     found = rows(experiment, "other host", target="database")
     assert [row["answered_by"] for row in found] == ["database"] * 4
