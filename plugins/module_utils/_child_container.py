@@ -460,7 +460,11 @@ def boundary_options(create: Sequence[str]) -> list[str]:
 
 
 def refusals(
-    host: str, asked: Sequence[str], programs: Mapping[str, bool], engine: Mapping[str, Any] | None
+    host: str,
+    asked: Sequence[str],
+    programs: Mapping[str, bool],
+    engine: Mapping[str, Any] | None,
+    ipv6: bool = True,
 ) -> list[str]:
     """Why the experiment cannot be run on ``host``. ``engine`` is /info of its API; None without an answer."""
     unknown = [name for name in asked if name not in RUNTIMES]
@@ -478,6 +482,10 @@ def refusals(
         for name, there in sorted(programs.items())
         if not there
     ]
+    if not ipv6:
+        found.append(
+            f"{host}'s kernel has no IPv6, which a part of the experiment tries; boot it without ipv6.disable."
+        )
     if "sysbox-runc" in asked and "sysbox-runc" not in (engine.get("Runtimes") or {}):
         found.append(
             f"{host}'s engine has no runtime sysbox-runc; provide it with the role sysbox, or leave it out of"

@@ -14,7 +14,7 @@ description:
     under the rules that could be thought to stop them.
   - All of it is in a transient unit, C(cellblock-child-container), with a network that has no way out, with mounts of its own and
     with a second engine of the slave's, so that nothing of the slave's own is used or changed. It is gone when the module ends; what
-    one that was killed left, the next run removes. The unit ends by itself after ten minutes.
+    one that was killed left, or still does, the next run removes. The unit ends by itself after ten minutes.
   - In check mode nothing is made; the host is checked, and the steps are returned.
 options:
   host:
@@ -155,7 +155,9 @@ def main() -> None:
     info = Host(lambda command: module.run_command(command)).ask("/info")
     engine = info if isinstance(info, dict) else None
     there = {name: shutil.which(name) is not None for name in PROGRAMS}
-    refused = plan.refusals(module.params["host"], asked, there, engine)
+    refused = plan.refusals(
+        module.params["host"], asked, there, engine, Path("/proc/net/if_inet6").exists()
+    )
     if not (Path(module.params["root"]) / "usr/sbin/dockerd").exists() and not refused:
         refused = [
             f"{module.params['root']} has no usr/sbin/dockerd; name a root file system with an engine."

@@ -60,7 +60,7 @@ def test_it_is_as_expected(experiment: dict[str, Any]) -> None:
     assert all(row["as_expected"] for row in experiment["observations"])
     assert {row["runtime"] for row in experiment["observations"]} == {RUNTIME}
     assert "worker's output chain" in experiment["printed"]
-    assert experiment["seconds"] < 90
+    assert experiment["seconds"] < 300  # 40 on a quiet machine
 
 
 def test_the_worker_is_what_it_is_called(experiment: dict[str, Any]) -> None:
@@ -154,6 +154,7 @@ def test_refusals_and_dry_runs_make_nothing(
         (["-e", "child_container_host=cache1"], "cache1 is no worker slave"),
         (["-e", '{"docker_enabled": false}'], "no slave of the inventory has docker_enabled"),
         (["-e", "child_container_runtimes=podman"], "child_container_runtimes has podman"),
+        (["--limit", "slave2"], "name the slave with -e child_container_host=slave2"),
         (["--check"], "several networks, slave's bridge table"),
     ):
         done = playbook(PLAY, *where, *arguments)

@@ -265,6 +265,11 @@ def test_what_cannot_be_tried_is_refused_by_name(
     assert named in words
 
 
+def test_a_kernel_without_ipv6_is_refused_by_name() -> None:
+    (words,) = plan.refusals("slave9", [], PROGRAMS, ENGINE, ipv6=False)
+    assert "slave9's kernel has no IPv6" in words
+
+
 def test_all_runtimes_that_there_are_by_default() -> None:
     assert plan.refusals("slave9", [], PROGRAMS, ENGINE) == []
     assert plan.chosen([], ENGINE["Runtimes"]) == ["runc", "userns"]
