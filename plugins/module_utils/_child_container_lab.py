@@ -374,6 +374,9 @@ class Worker:
             "engine": ["/bin/sh", "/lab/engine"],
             "directory": str(self.home / "run"),
             "owner": owner,
+            "runtime": self.runtime,
+            "ids": 131072,
+            "first_job_id": 65536,
             "start_timeout_s": 30,
         }
 

@@ -234,7 +234,7 @@ def _boundary_problems(wanted: Wanted, found: Found) -> Iterable[str]:
     if wanted.ids < needed:
         yield (
             f"worker_container_ids is {wanted.ids}, and jobs have ids from {wanted.first_job_id} to {needed - 1}; set it"
-            f" to at least {needed}, or lower worker_container_parallel_jobs."
+            f" to at least {needed}, or lower worker_slave_parallel_jobs."
         )
     for file in SUBORDINATE_FILES:
         yield from _range_problems(file, wanted, found)

@@ -47,7 +47,7 @@ options:
     description: The task fails when a job ends with one of these verdicts. The records are returned all the same.
     type: list
     elements: str
-    choices: [nonzero_exit, signaled, limit_exceeded, not_started, host_overloaded, internal_error]
+    choices: [nonzero_exit, signaled, limit_exceeded, not_started, host_overloaded, worker_lost, internal_error]
     default: []
   in_rounds:
     description:
@@ -88,7 +88,7 @@ EXAMPLES = r"""
 - name: Run job files and fail unless all end well
   cellblock.fleet.sandbox_job:
     jobs: "{{ ['jobs/hello-c.yml', 'jobs/hello-python.yml'] | cellblock.fleet.read_jobs }}"
-    fail_on: [nonzero_exit, signaled, limit_exceeded, not_started, host_overloaded, internal_error]
+    fail_on: [nonzero_exit, signaled, limit_exceeded, not_started, host_overloaded, worker_lost, internal_error]
 """
 
 RETURN = r"""
@@ -110,6 +110,10 @@ results:
     host:
       description: Name of the host that ran it.
       type: str
+    target:
+      description: Where on the host it ran, C(kind) V(host) or V(worker_container), with that one's C(runtime) and whether
+        it C(is_boundary).
+      type: dict
     labels:
       description: The job's labels.
       type: dict
@@ -174,6 +178,7 @@ results:
       environment: python
       host: slave1
       labels: {}
+      target: {kind: host, runtime: null, is_boundary: true}
       verdict: signaled
       queue_time_ms: 0.02
       files: []
@@ -210,6 +215,7 @@ FAILING_VERDICTS = [
     "limit_exceeded",
     "not_started",
     "host_overloaded",
+    "worker_lost",
     "internal_error",
 ]
 # Exit statuses of the command after which it has printed records.

@@ -89,6 +89,12 @@ class UnresolvedNameError(CellblockError):
     code = "unresolved_name"
 
 
+class UnsupportedTargetError(CellblockError):
+    """The job is to run where this host cannot run it."""
+
+    code = "unsupported_target"
+
+
 class UnknownMountError(CellblockError):
     """The job asks for a mount that this host does not offer, or not writable."""
 
@@ -113,6 +119,12 @@ class HostOverloadedError(CellblockError):
     code = "host_overloaded"
 
 
+class WorkerLostError(CellblockError):
+    """The worker container ended, or is not to be trusted, before anything of the stage was started."""
+
+    code = "worker_lost"
+
+
 class InternalError(CellblockError):
     """The sandbox failed; not caused by the job."""
 
@@ -127,6 +139,7 @@ BAD_INPUT: tuple[type[CellblockError], ...] = (
     UnsupportedNetworkError,
     ForbiddenDestinationError,
     UnresolvedNameError,
+    UnsupportedTargetError,
     UnknownMountError,
 )
 """What the caller can mend in the job; the other errors are the host's."""
@@ -136,6 +149,7 @@ _ALL: tuple[type[CellblockError], ...] = (
     HostSetupError,
     ServiceUnavailableError,
     HostOverloadedError,
+    WorkerLostError,
     InternalError,
 )
 _BY_CODE = {cls.code: cls for cls in _ALL}

@@ -60,7 +60,7 @@ def test_it_is_as_expected(experiment: dict[str, Any]) -> None:
     assert all(row["as_expected"] for row in experiment["observations"])
     assert {row["runtime"] for row in experiment["observations"]} == {RUNTIME}
     assert "worker's output chain" in experiment["printed"]
-    assert experiment["seconds"] < 90
+    assert experiment["seconds"] < 300  # 40 on a quiet machine
 
 
 def test_the_worker_is_what_it_is_called(experiment: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from .limits import DEFAULT_MAXIMA, parse_maxima
 
 DEFAULT_CONFIG_PATH = Path("/etc/cellblock/engine.json")
 _MAX_ID = 2**32 - 2
+_WORKER_CONTAINER_FILE = "/etc/cellblock/worker_container/container.json"
 _MAX_PARALLEL_JOBS = 65_536
 
 
@@ -79,6 +80,8 @@ class Host:
     mounts: Mapping[str, OfferedMount] = field(default_factory=dict)
     network: NetworkConfig | None = None
     """None: this host has no job networks."""
+    worker_container_file: Path = Path(_WORKER_CONTAINER_FILE)
+    """What the host's worker container is made of, where it has one."""
 
     @property
     def service_memory_bytes(self) -> int:
@@ -96,6 +99,7 @@ class Host:
                 *("nsjail", "jobinit", "environments_file", "run_dir", "spool_dir"),
                 *("first_id", "parallel_jobs", "maxima", "mounts"),
             ),
+            optional={"worker_container_file": _WORKER_CONTAINER_FILE},
             others=True,
         )
         parallel = fields["parallel_jobs"]
@@ -112,6 +116,7 @@ class Host:
             maxima=parse_maxima(fields["maxima"]),
             mounts={name: _mount(entry) for name, entry in fields["mounts"].entries().items()},
             network=load_config(value.raw, path),
+            worker_container_file=Path(fields["worker_container_file"].text()),
         )
         for program in (host.nsjail, host.jobinit):
             if not program.is_file():

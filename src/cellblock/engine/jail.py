@@ -169,6 +169,12 @@ class Jail:
             self.close()
             raise
 
+    def lives(self) -> bool:
+        """Whether jobinit has not ended; then ``pid`` is no other process's."""
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        return not poller.poll(0)
+
     def fileno(self) -> int:
         """Readable when :meth:`event` will not block."""
         return self._socket.fileno()

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from ..job_network.policy import Destination, NetworkPolicy
 from .content import Content
 from .limits import StageConstraints
+
+
+class Target(str, Enum):
+    """Where on its slave a job runs."""
+
+    HOST = "host"
+    WORKER_CONTAINER = "worker_container"
 
 
 @dataclass(frozen=True)
@@ -57,3 +65,4 @@ class Job:
     mounts: tuple[JobMount, ...] = ()
     collect: tuple[str, ...] = ()
     """Files and directories below the work directory that come back with the record."""
+    target: Target = Target.HOST

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import InvalidJobError
 from ..job_network.policy import HOST_NAME, PROTOCOLS, Destination, NetworkPolicy, is_address
 from ..validate import Value, one_of, show
-from .job import Job, JobFile, JobMount, Stage
+from .job import Job, JobFile, JobMount, Stage, Target
 from .limits import StageConstraints
 from .protocol import MAX_INPUT_BYTES
 
@@ -45,7 +45,14 @@ def parse_job(data: object) -> Job:
     """
     fields = Value(data, "job", InvalidJobError, prefix="").fields(
         required=("environment", "stages"),
-        optional={"name": "job", "labels": {}, "files": {}, "mounts": [], "collect": []},
+        optional={
+            "name": "job",
+            "labels": {},
+            "files": {},
+            "mounts": [],
+            "collect": [],
+            "target": Target.HOST.value,
+        },
     )
     name = _name(fields["name"])
     environment = _name(fields["environment"])
@@ -71,6 +78,7 @@ def parse_job(data: object) -> Job:
         files=files,
         mounts=parse_mounts(fields["mounts"]),
         collect=_collect(fields["collect"]),
+        target=Target(fields["target"].choice([target.value for target in Target])),
     )
 
 

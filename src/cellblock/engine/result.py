@@ -13,6 +13,7 @@ from typing import Any
 from ..job_network.slots import Traffic
 from .cgroup import GroupUsage
 from .jail import Ended, Failed, Gone
+from .job import Target
 from .limits import StageConstraints
 
 _CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\r")
@@ -34,6 +35,9 @@ class Verdict(str, Enum):
     """An earlier stage did not end well."""
     HOST_OVERLOADED = "host_overloaded"
     """The host ran out of memory, and its kernel ended a process of the stage: nothing that the job did."""
+    WORKER_LOST = "worker_lost"
+    """The worker container ended under the stage, or took its processes out of their limits: nothing that the
+    job did, unless it has become that container's root."""
     INTERNAL_ERROR = "internal_error"
     """The sandbox failed; it says nothing about the job."""
 
@@ -60,9 +64,12 @@ class Outcome:
         limited: bool,
         killed_by_host: bool,
         failure: Callable[[], str],
+        worker_lost: str | None = None,
     ) -> Outcome:
         """From jobinit's report. ``limited``: a limit was hit. ``killed_by_host``: the kernel ended a process for
-        lack of memory that the stage's own limit does not explain. ``failure`` says why a jail is gone."""
+        lack of memory that the stage's own limit does not explain. ``failure`` says why a jail is gone.
+        ``worker_lost`` is why nothing that the jail's init reports counts, or what a jail that is gone means: the
+        reason, of a jail in the worker container."""
         if isinstance(report, Failed):
             if limited:
                 return cls(Verdict.LIMIT_EXCEEDED, reason=report.reason)
@@ -74,6 +81,8 @@ class Outcome:
                 return cls(Verdict.LIMIT_EXCEEDED, reason="the jail had to be destroyed")
             if killed_by_host:
                 return cls(Verdict.HOST_OVERLOADED, reason=_NO_MEMORY_ON_HOST)
+            if worker_lost is not None:
+                return cls(Verdict.WORKER_LOST, reason=worker_lost)
             return cls(Verdict.INTERNAL_ERROR, reason=failure())
         if limited:
             verdict = Verdict.LIMIT_EXCEEDED
@@ -170,9 +179,11 @@ class Usage:
         report: Ended | Failed | Gone,
         io: tuple[int, int] | None,
         traffic: Traffic | None,
+        *,
+        own_clock: bool,
     ) -> Usage:
         """From the program's time, the cgroup, jobinit's report, the ``io`` (bytes read, written) of
-        what it reaped, and the network slot."""
+        what it reaped, and the network slot. ``own_clock``: the time is this supervisor's, not jobinit's."""
         ended = report if isinstance(report, Ended) else None
         network = "nft_counter" if traffic else "unavailable: the stage has no network"
         reaped = "reaped_only" if ended else "unavailable: the jail's init did not report"
@@ -201,7 +212,7 @@ class Usage:
             network_refused_packets=None if traffic is None else traffic.refused_packets,
             network_throttled_packets=None if traffic is None else traffic.throttled_packets,
             sources={
-                "wall_time_ms": "jobinit_clock" if ended else "supervisor_clock",
+                "wall_time_ms": "supervisor_clock" if own_clock else "jobinit_clock",
                 "cpu_time_ms": "cgroup",
                 "cpu_user_ms": "cgroup",
                 "cpu_system_ms": "cgroup",
@@ -271,6 +282,11 @@ class JobResult:
     stages: tuple[StageResult, ...]
     files: tuple[CollectedFile, ...] = ()
     queue_time_ms: float = 0.0
+    target: Target = Target.HOST
+    runtime: str | None = None
+    """Of the worker container that it ran in."""
+    is_boundary: bool = True
+    """Whether the runtime keeps the container's root from the host."""
 
     @property
     def data_bytes(self) -> int:
@@ -294,6 +310,11 @@ class JobResult:
             "environment": self.environment,
             "host": self.host,
             "labels": self.labels,
+            "target": {
+                "kind": self.target.value,
+                "runtime": self.runtime,
+                "is_boundary": self.is_boundary,
+            },
             "verdict": self.verdict.value,
             "queue_time_ms": self.queue_time_ms,
             "stages": [stage.as_dict() for stage in self.stages],

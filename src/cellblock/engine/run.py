@@ -17,8 +17,9 @@ from ..job_network.access import Access
 from ..job_network.policy import NetworkPolicy
 from ..job_network.slots import JobNetwork, Slot
 from .admission import Admission
+from .contained import WorkerContainer
 from .host import BoundMount, Environment, Host
-from .job import Job, Stage
+from .job import Job, Stage, Target
 from .result import milliseconds
 from .runner import AdmittedJob
 from .tasks import settled
@@ -36,6 +37,7 @@ class CheckedJob:
     mounts: tuple[BoundMount, ...]
     accesses: Mapping[str, Access]
     """What each stage with a network may reach, by its name; names are resolved and pinned."""
+    worker: WorkerContainer | None = None
     checked_at: float = field(default_factory=time.monotonic)
 
 
@@ -92,7 +94,12 @@ class Engine:
         mounts = self.host.bind((*environment.mounts, *job.mounts))
         if accesses and self._network is not None:
             self._network.require_ready()
-        return CheckedJob(job, environment, mounts, accesses)
+        worker = None
+        if job.target is Target.WORKER_CONTAINER:
+            worker = WorkerContainer.load(
+                self.host.worker_container_file, self.host.name, self.host.parallel_jobs
+            )
+        return CheckedJob(job, environment, mounts, accesses, worker)
 
     def admit_only(self, may_run: Callable[[int], bool]) -> None:
         """From now on a user's jobs are started only while ``may_run`` says so of the uid."""
@@ -120,9 +127,10 @@ class Engine:
                 job=checked.job,
                 environment=checked.environment,
                 mounts=checked.mounts,
-                uids=self.host.uids(number),
+                uids=(checked.worker or self.host).uids(number),
                 networked=frozenset(checked.accesses),
                 queue_time_ms=queue_time_ms,
+                worker=checked.worker,
             )
             return await self._workers.run(
                 admitted, record, lambda stage, cancelled: self._slot(checked, stage, cancelled)
@@ -160,7 +168,10 @@ class Engine:
         (stage,) = (s for s in checked.job.stages if s.name == stage_name)
         if self._network is None:
             raise InternalError(stage_name, "has no network", "restart cellblock.service")
-        return self._network.slots.take(checked.accesses[stage_name], stage.constraints, cancelled)
+        owner = None if checked.worker is None else checked.worker.pid()
+        return self._network.slots.take(
+            checked.accesses[stage_name], stage.constraints, cancelled, owner
+        )
 
     def _access_of(self, stage: Stage, where: str) -> Access | None:
         if stage.network is NetworkPolicy.NONE:

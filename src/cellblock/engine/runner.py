@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..errors import CellblockError, HostOverloadedError, InternalError
+from ..errors import CellblockError, HostOverloadedError, InternalError, WorkerLostError
 from ..linux import journal
 from . import cgroup, files
+from .contained import WorkerContainer
 from .host import BoundMount, Environment, Host, JobUids
 from .jail import Jail, JailSpec
 from .job import Job, Stage
@@ -20,6 +21,8 @@ from .stage import StageNetwork, StageRun
 
 _OVERLOAD_PATIENCE_S, _OVERLOAD_PAUSE_S = 5.0, 0.1
 """How long a stage that the host has no room to start is tried again, and how often."""
+_WORKER_PATIENCE_S = 15.0
+"""Likewise one whose worker container is not there: it is made anew within a second or two."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class AdmittedJob:
     networked: frozenset[str]
     """The stages that have a network."""
     queue_time_ms: float
+    worker: WorkerContainer | None = None
+    """What it runs in, where it is not the host itself."""
 
 
 class Slots(Protocol):
@@ -105,6 +110,9 @@ class Runner:
             stages=stages,
             files=collected,
             queue_time_ms=admitted.queue_time_ms,
+            target=job.target,
+            runtime=None if admitted.worker is None else admitted.worker.runtime,
+            is_boundary=admitted.worker is None or admitted.worker.is_boundary,
         )
 
     def clear(self, admitted: AdmittedJob) -> None:
@@ -137,17 +145,19 @@ class Runner:
         return tuple(results), collected
 
     def _run_stage(self, run: _Run, stage: Stage, scratch: files.Scratch) -> StageResult:
-        """The stage's record; tried again for a while when the host has no room to start it."""
-        deadline = time.monotonic() + _OVERLOAD_PATIENCE_S
+        """The stage's record; tried again for a while when the host has no room to start it, or no worker."""
+        began = time.monotonic()
+        reason: CellblockError
         while True:
             try:
                 return self._try_stage(run, stage, scratch)
             except HostOverloadedError as problem:
-                if time.monotonic() >= deadline or run.cancelled():
-                    return StageResult(
-                        stage.name, Verdict.INTERNAL_ERROR, stage.constraints, reason=str(problem)
-                    )
-                time.sleep(_OVERLOAD_PAUSE_S)
+                verdict, patience_s, reason = Verdict.INTERNAL_ERROR, _OVERLOAD_PATIENCE_S, problem
+            except WorkerLostError as problem:
+                verdict, patience_s, reason = Verdict.WORKER_LOST, _WORKER_PATIENCE_S, problem
+            if time.monotonic() >= began + patience_s or run.cancelled():
+                return StageResult(stage.name, verdict, stage.constraints, reason=str(reason))
+            time.sleep(_OVERLOAD_PAUSE_S)
 
     def _try_stage(self, run: _Run, stage: Stage, scratch: files.Scratch) -> StageResult:
         try:
@@ -163,19 +173,45 @@ class Runner:
             try:
                 with (
                     _slot_of(run, stage) as slot,
-                    contextlib.closing(Jail(self._jail_spec(run, scratch, slot))) as jail,
+                    contextlib.closing(self._jail(run, scratch, slot)) as jail,
                 ):
                     default_path = run.admitted.environment.default_path
-                    return StageRun(stage, default_path, jail, group, slot, run.cancelled).run()
+                    return StageRun(
+                        stage,
+                        default_path,
+                        jail,
+                        group,
+                        slot,
+                        run.cancelled,
+                        contained=run.admitted.worker is not None,
+                    ).run()
             finally:
                 group.remove()
-        except HostOverloadedError:
+        except (HostOverloadedError, WorkerLostError):
             raise
         except CellblockError as problem:
             # The job's other stages still have their records.
             return StageResult(
                 stage.name, Verdict.INTERNAL_ERROR, stage.constraints, reason=str(problem)
             )
+
+    def _jail(self, run: _Run, scratch: files.Scratch, slot: StageNetwork | None) -> Jail:
+        spec = self._jail_spec(run, scratch, slot)
+        worker = run.admitted.worker
+        if worker is None:
+            return Jail(spec)
+        try:
+            jail = Jail(spec, worker.start)
+        except InternalError as problem:
+            raise WorkerLostError(
+                "worker container", f"starts no jail: {problem}", "see its journal"
+            ) from None
+        try:
+            worker.require_own(jail)
+        except BaseException:
+            jail.close()
+            raise
+        return jail
 
     def _jail_spec(self, run: _Run, scratch: files.Scratch, slot: StageNetwork | None) -> JailSpec:
         return JailSpec(

@@ -20,16 +20,19 @@ from typing import Protocol
 from ..errors import Cancelled
 from ..job_network.slots import Traffic
 from . import cgroup, content
+from . import contained as worker
 from .content import Content
 from .jail import Begun, Ended, Failed, Gone, Jail
 from .job import Stage
-from .result import Outcome, Output, StageResult, Usage, Violation
+from .result import Outcome, Output, StageResult, Usage, Verdict, Violation
 
 KILL_GRACE_S = 0.5
 """How long jobinit may take to end everything and report before it is killed itself."""
 _NETWORK_CHECK_S = 0.1
 """How often a running stage's byte quota is looked at; the quota itself holds to the packet."""
 _READ_SIZE = 65_536
+_WORKER_ENDED = "the worker container, or the jail's init in it, was ended; run the job again"
+_WORKER_TOOK = "the worker container took processes of the stage out of their limits: do not trust it, and have it made anew"
 
 
 class StageNetwork(Protocol):
@@ -83,7 +86,13 @@ class StageRun:
         group: cgroup.Group,
         network: StageNetwork | None,
         cancelled: Callable[[], bool],
+        *,
+        contained: bool = False,
     ) -> None:
+        """``contained``: the jail is in the worker container, whose root can say and do more than a job can."""
+        self._contained = contained
+        self._groups: dict[str, str] = {}
+        self._worker_lost: str | None = _WORKER_ENDED if contained else None
         self._network = network
         self._network_check_at = time.monotonic() + _NETWORK_CHECK_S
         self._stage = stage
@@ -95,6 +104,7 @@ class StageRun:
         self._kill_deadline: float | None = None
         self._killed_at = float("inf")
         self._ended_at = 0.0
+        self._is_out_of_limits = False
 
     def run(self) -> StageResult:
         """Runs it to its end and returns its record; raises :class:`Cancelled`."""
@@ -104,7 +114,7 @@ class StageRun:
             started = time.monotonic()
             ended = self._watch(pipes, started)
             wall_time_s = self._ended_at - started
-            if isinstance(ended, Ended):
+            if isinstance(ended, Ended) and not self._contained:
                 wall_time_s = (ended.ended_ns - ended.started_ns) / 1e9
                 self._settle_wall_time(ended, wall_time_s)
         if self._cancelled():
@@ -122,7 +132,10 @@ class StageRun:
             limited=bool(self._violations),
             killed_by_host=usage.oom_kills > 0 and not usage.at_memory_limit,
             failure=self._jail.failure,
+            worker_lost=self._worker_lost,
         )
+        if self._is_out_of_limits:
+            outcome = Outcome(Verdict.WORKER_LOST, reason=_WORKER_TOOK)
         return StageResult(
             name=self._stage.name,
             verdict=outcome.verdict,
@@ -133,13 +146,22 @@ class StageRun:
             violations=tuple(self._violations.values()),
             stdout=pipes[0].output(),
             stderr=pipes[1].output(),
-            usage=Usage.of(wall_time_s, usage, ended, io, traffic),
+            usage=Usage.of(
+                wall_time_s,
+                usage,
+                ended,
+                io,
+                traffic,
+                own_clock=self._contained or not isinstance(ended, Ended),
+            ),
         )
 
     def _start(self, stack: contextlib.ExitStack) -> tuple[_Pipe, _Pipe]:
         """Puts jobinit into the group, then starts the program: nothing of it runs uncounted."""
         constraints = self._stage.constraints
         self._group.attach(self._jail.pid)
+        if self._contained:
+            self._groups = worker.groups_of(self._jail.pid)
         # While the program forks, jobinit has the score that the job inherits; afterwards jobinit
         # goes back to 0, so that the OOM killer takes the job and never its init.
         _set_oom_score(self._jail.pid, 1000)
@@ -195,6 +217,7 @@ class StageRun:
                         _set_oom_score(self._jail.pid, 0)
                         continue
                     report = event
+                    self._check_groups()
                     self._ended_at = time.monotonic()
                     drained_by = self._ended_at + KILL_GRACE_S
                     selector.unregister(self._jail)
@@ -230,11 +253,17 @@ class StageRun:
         if self._network is not None and now >= self._network_check_at:
             self._network_check_at = now + _NETWORK_CHECK_S
             self._check_volume(self._network.traffic())
-        if self._violations or self._cancelled():
+        self._check_groups()
+        if self._violations or self._is_out_of_limits or self._cancelled():
             self._group.unthrottle()
             self._killed_at = time.monotonic()
             self._jail.kill()
             self._kill_deadline = now + KILL_GRACE_S
+
+    def _check_groups(self) -> None:
+        """On cgroup v1 whoever has a process's uid may move it, and the worker container's root has it."""
+        if self._contained and not self._is_out_of_limits:
+            self._is_out_of_limits = worker.has_left(self._jail.pid, self._groups)
 
     def _check_wall_time(self, started: float, now: float) -> None:
         wall_ms, allowed = (now - started) * 1000, self._stage.constraints.wall_time_ms

@@ -25,7 +25,14 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from ..errors import Cancelled, HostSetupError
-from ..linux.netlink import Link, Netlink, NetlinkError, inside, new_namespace
+from ..linux.netlink import (
+    Link,
+    Netlink,
+    NetlinkError,
+    inside,
+    new_namespace,
+    new_namespace_of,
+)
 from ..linux.nft import Nft, NftError
 from .access import Access
 from .ending import end_connections
@@ -124,10 +131,18 @@ class Traffic:
 class Slot:
     """One network namespace with its address and filter; made by :class:`SlotPool` only."""
 
-    def __init__(self, index: int, config: NetworkConfig, host: Netlink, directory: Path) -> None:
-        """Makes it, closed. ``host`` is a socket in the host's namespace."""
+    def __init__(
+        self,
+        index: int,
+        config: NetworkConfig,
+        host: Netlink,
+        directory: Path,
+        owner: int | None = None,
+    ) -> None:
+        """Makes it, closed. ``host`` is a socket in the host's namespace. It belongs to the user namespace of the
+        process ``owner``, or else to this one's."""
         self._nft: Nft | None = None
-        self._opened = False
+        self._opened = self._closed = False
         self.index = index
         self._config = config
         self.address: IPv4Address = config.address(index)
@@ -135,7 +150,7 @@ class Slot:
         self._directory = directory
         self._cleanup = contextlib.ExitStack()
         try:
-            self.namespace = new_namespace()
+            self.namespace = new_namespace() if owner is None else new_namespace_of(owner)
             self._cleanup.callback(os.close, self.namespace)
             self._cleanup.callback(self._forget_filter)
             with inside(self.namespace):
@@ -210,6 +225,9 @@ class Slot:
     def close(self) -> None:
         """Removes it, having ended the connections that its stage left open. Its address is free for another
         slot then, whoever is still inside."""
+        if self._closed:
+            return
+        self._closed = True
         try:
             if self._opened:
                 self._end_connections()
@@ -384,15 +402,23 @@ class SlotPool:
 
     @contextlib.contextmanager
     def take(
-        self, access: Access, limits: TrafficLimits, cancelled: Callable[[], bool]
+        self,
+        access: Access,
+        limits: TrafficLimits,
+        cancelled: Callable[[], bool],
+        owner: int | None = None,
     ) -> Iterator[Slot]:
         """An open slot, for one use; raises :class:`HostSetupError` or :class:`Cancelled`.
+
+        With ``owner`` it is made anew for the user namespace of that process, which could not enter those that wait.
 
         The one that was unused for longest comes first: what is still under way to an address
         should find nobody there.
         """
         slot = self._take(cancelled)
         try:
+            if owner is not None:
+                slot = self._made_for(owner, slot)
             self.require_guard()
             slot.open(access, limits)
             yield slot
@@ -400,6 +426,17 @@ class SlotPool:
             with self._changed:
                 self._used.append(slot)
                 self._changed.notify_all()
+
+    def _made_for(self, owner: int, slot: Slot) -> Slot:
+        """In the place of ``slot``, with its address."""
+        slot.close()
+        host = Netlink()
+        try:
+            return Slot(slot.index, self.config, host, self._directory / str(slot.index), owner)
+        except (OSError, NftError) as problem:
+            raise _as_setup_error(problem) from None
+        finally:
+            host.close()
 
     def wait_until_ready(self, timeout_s: float) -> bool:
         """Waits until every slot is ready; False when they are not in time."""

@@ -15,11 +15,13 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import NoReturn
 
 from .netlink_messages import HEADER, attribute, attributes, message, messages
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
+_PR_SET_DUMPABLE = 4
 
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
@@ -90,6 +92,43 @@ def new_namespace() -> int:
             enter(before)
     finally:
         os.close(before)
+
+
+def new_namespace_of(pid: int) -> int:
+    """Likewise, owned by the user namespace of the process ``pid``, below this one's: processes there may enter it, and
+    change what is in it.
+    """
+    user = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        # Only a process with a single thread may enter a user namespace.
+        child = os.fork()
+        if child == 0:
+            ours.close()
+            _wait_there(user, theirs)
+        os.close(user)
+        theirs.close()
+        try:
+            failed = int.from_bytes(ours.recv(4), "little")
+            if failed:
+                raise OSError(failed, os.strerror(failed), "making a network namespace")
+            return os.open(f"/proc/{child}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            ours.close()
+            os.waitpid(child, 0)
+
+
+def _wait_there(user: int, connection: socket.socket) -> NoReturn:
+    """In a child, whose memory is a copy of its parent's, and nobody there is to read it."""
+    try:
+        _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+        failed = _libc.setns(user, 0) < 0 or _libc.unshare(_CLONE_NEWNET) < 0
+        connection.send((ctypes.get_errno() if failed else 0).to_bytes(4, "little"))
+        # Until it is taken: the parent closes its end.
+        connection.settimeout(_TIMEOUT_S)
+        connection.recv(1)
+    finally:
+        os._exit(0)
 
 
 def _os_error(call: str) -> OSError:

@@ -88,8 +88,14 @@ def run(config: Mapping[str, Any]) -> int:
         message = json.dumps({"engine": config["engine"]}).encode()
         socket.send_fds(connection, [message], [runners.fileno()])
         connection.close()
+        # For who runs jobs in it, whom its root cannot tell another.
+        pid_file = directory / "pid"
+        pid_file.write_text(f"{pid}\n")
         sd_notify.notify("READY=1")
-        return _wait(pidfd, container)
+        try:
+            return _wait(pidfd, container)
+        finally:
+            pid_file.unlink(missing_ok=True)
 
 
 def _accept(boot: socket.socket, pidfd: int, deadline: float) -> socket.socket:
