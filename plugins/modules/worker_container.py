@@ -207,7 +207,8 @@ class Task:
 
     def free(self, info: Any) -> dict[str, int]:
         """Where there is no image yet: one is unpacked, and copied into the engine's data directory."""
-        if not isinstance(info, dict) or self.host.path(self.params["home"]).exists():
+        unpacked = self.host.path(self.params["home"]) / "worker"
+        if not isinstance(info, dict) or unpacked.exists():
             return {}
         found = {}
         for name in (self.params["home"], info.get("DockerRootDir") or "/var/lib/docker"):
