@@ -15,7 +15,7 @@ SLAVE = "slave2"
 HOME = "/var/lib/cellblock/worker_container"
 # Whatever a run could change. Of the engine only what does not come with time.
 LOOK = (
-    "docker() { /usr/bin/docker \"$@\"; };"
+    'docker() { /usr/bin/docker "$@"; };'
     " docker ps --all --no-trunc --format '{{.ID}} {{.Image}} {{.Names}} {{.State}}'; docker images --all --quiet;"
     " docker network ls --quiet; docker volume ls --quiet;"
     " docker info --format '{{.ID}} {{.Containers}} {{.ContainersRunning}} {{.Images}} {{.SecurityOptions}} {{.Runtimes}}';"
@@ -110,9 +110,7 @@ def test_a_host_that_lacks_what_it_needs(
         assert words in told, told
 
 
-def test_no_ids_to_map_to(
-    refused: Callable[..., str], changed: Callable[[str, str], None]
-) -> None:
+def test_no_ids_to_map_to(refused: Callable[..., str], changed: Callable[[str, str], None]) -> None:
     for file in ("subuid", "subgid"):
         changed(f"mv /etc/{file} /run/{file}; touch /etc/{file}", f"mv /run/{file} /etc/{file}")
     told = refused()
