@@ -186,8 +186,15 @@ def own_networks(settings: Mapping[str, Any]) -> list[tuple[str, Network]]:
     return found
 
 
-def collisions(settings: Mapping[str, Any], others: Iterable[tuple[str, str]]) -> list[str]:
-    """A sentence for each network of the engine that overlaps another: (what it is, network)."""
+def collisions(
+    settings: Mapping[str, Any],
+    others: Iterable[tuple[str, str]],
+    variables: tuple[str, str] = ("docker_bip", "docker_address_pools"),
+) -> list[str]:
+    """A sentence for each network of the engine that overlaps another: (what it is, network).
+
+    ``variables`` are the role's for the engine's bridge and for its pools.
+    """
     problems = []
     own = own_networks(settings)
     for number, (setting, network) in enumerate(own):
@@ -201,7 +208,7 @@ def collisions(settings: Mapping[str, Any], others: Iterable[tuple[str, str]]) -
             if network.version == other.version and network.overlaps(other):
                 problems.append(
                     f"{setting} {network} collides with {value} ({what}); choose another network with"
-                    f" {'docker_bip' if setting == 'bip' else 'docker_address_pools'}."
+                    f" {variables[setting != 'bip']}."
                 )
     return problems
 

@@ -15,8 +15,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.cellblock.fleet.plugins.module_utils._docker_engine import (
+    EngineError,
+    collisions,
+)
+
 # Runtimes, and whether each is a boundary between the container's root and the host.
-RUNTIMES = {"userns": True, "runc": False}
+RUNTIMES = {"userns": True, "runc": False, "sysbox-runc": True}
+SYSBOX = "sysbox-runc"
+# Files of the host that it is made with, and what brings them.
+NEEDED = {
+    "/usr/bin/docker": "the role docker (Debian 13 has it in a package of its own, docker-cli)",
+    "/opt/cellblock/engine/cellblock/worker_container/init.py": "the role worker_slave",
+    "/opt/cellblock/bin/nsjail": "the role nsjail",
+}
 # Beside the engine's default ones: to mount, and to make networks, within its own user namespace.
 CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN")
 SUBORDINATE_FILES = ("/etc/subuid", "/etc/subgid")
@@ -103,6 +115,11 @@ class Wanted:
     """How many ids it has: its own 65536, and two for each job."""
     first_job_id: int
     parallel_jobs: int
+    inner: Mapping[str, Any] = field(default_factory=dict)
+    """Networks of the engine within, as in a ``daemon.json``."""
+    avoided: Sequence[str] = ()
+    """Networks of the fleet."""
+    min_free_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,6 +135,14 @@ class Found:
     """The user whose ids the engine maps to."""
     masked_sys: bool = False
     """Whether something covers a part of the host's own /sys."""
+    foreign: str | None = None
+    """Why what is there is not Docker's own engine."""
+    missing: Sequence[str] = ()
+    """Files that the worker container needs, and the host has not."""
+    used: Sequence[tuple[str, str]] = ()
+    """(what it is, network) of what containers must be able to reach."""
+    free: Mapping[str, int] = field(default_factory=dict)
+    """{directory that gets something: bytes that are free in its file system}."""
 
 
 def problems(wanted: Wanted, found: Found) -> list[str]:
@@ -126,11 +151,17 @@ def problems(wanted: Wanted, found: Found) -> list[str]:
         return [
             f"worker_container_runtime is '{wanted.runtime}'; write {' or '.join(sorted(RUNTIMES))}."
         ]
+    if found.foreign:
+        return [found.foreign]
     if found.engine is None:
         return [
             "no Docker engine answers at /run/docker.sock; provide it with the role docker (docker_enabled)."
         ]
-    return [*_network_problems(wanted, found), *_boundary_problems(wanted, found)]
+    return [
+        *_network_problems(wanted, found),
+        *_boundary_problems(wanted, found),
+        *_room_problems(wanted, found),
+    ]
 
 
 def _network_problems(wanted: Wanted, found: Found) -> Iterable[str]:
@@ -154,7 +185,32 @@ def _network_problems(wanted: Wanted, found: Found) -> Iterable[str]:
         yield "worker_container_networks is empty; name a network of the engine, such as bridge."
 
 
+def _room_problems(wanted: Wanted, found: Found) -> Iterable[str]:
+    """What of the host it needs, and what is taken already."""
+    for file in found.missing:
+        yield f"{file} is missing, and the worker container uses it; provide it with {NEEDED[file]} first."
+    used = [*found.used, *(("the fleet's", network) for network in wanted.avoided)]
+    try:
+        yield from collisions(
+            wanted.inner, used, ("worker_container_bip", "worker_container_address_pools")
+        )
+    except EngineError as problem:
+        yield f"worker_container_bip and worker_container_address_pools: {problem}"
+    for directory, free in found.free.items():
+        if free < wanted.min_free_bytes:
+            yield (
+                f"{directory} has {free // 2**20} MiB free, and worker_container_min_free_bytes wants"
+                f" {wanted.min_free_bytes // 2**20} MiB for the worker's image; free some, or lower it."
+            )
+
+
 def _boundary_problems(wanted: Wanted, found: Found) -> Iterable[str]:
+    registered = (found.engine or {}).get("Runtimes") or {}
+    if wanted.runtime == SYSBOX and SYSBOX not in registered:
+        yield (
+            f"worker_container_runtime is {SYSBOX}, which the engine has not among its runtimes"
+            f" ({', '.join(sorted(registered)) or 'none'}); provide it with the role sysbox, or write userns."
+        )
     options = (found.engine or {}).get("SecurityOptions") or []
     remapped = "name=userns" in options
     if not any(str(option).startswith("name=seccomp") for option in options):

@@ -22,8 +22,8 @@ options:
     choices: [checked, image, filter]
     required: true
   runtime:
-    description: V(userns) where the engine maps the container's root to another user, V(runc) without that, which
-      is no boundary.
+    description: V(userns) where the engine maps the container's root to another user, V(sysbox-runc) likewise with a
+      runtime that makes more of the kernel the container's own, V(runc) without that, which is no boundary.
     type: str
     default: userns
   networks:
@@ -43,6 +43,27 @@ options:
     description: How many jobs run in the container at once.
     type: int
     default: 16
+  bip:
+    description: Address of the bridge of the engine within, with its prefix length.
+    type: str
+  address_pools:
+    description: Networks that the engine within divides, each with C(base) and the prefix length C(size) of a part.
+    type: list
+    elements: dict
+    default: []
+  avoided_networks:
+    description: Networks that those of the engine within must not overlap, beside the host's and those of O(networks).
+    type: list
+    elements: str
+    default: []
+  min_free_bytes:
+    description: What must be free where its image is kept, and where it is unpacked, while the engine has no such image.
+    type: int
+    default: 0
+  home:
+    description: Where it is unpacked.
+    type: path
+    default: /var/lib/cellblock/worker_container
   root:
     description: Directory that is made an image.
     type: path
@@ -96,6 +117,7 @@ owner:
 import contextlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
+import shutil  # noqa: E402
 import tempfile  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -105,6 +127,7 @@ from ansible_collections.cellblock.fleet.plugins.module_utils import (  # noqa: 
     _worker_container as worker,
 )
 from ansible_collections.cellblock.fleet.plugins.module_utils._docker_engine import (  # noqa: E402
+    ENGINES,
     REMAP_USER,
     Host,
     parse_daemon,
@@ -154,11 +177,20 @@ class Task:
                     subordinate.append((file, user, int(first), int(count)))
         mounts = (self.host.read("/proc/self/mounts") or "").splitlines()
         points = [line.split()[1:3] for line in mounts]
+        used = self.host.networks()
+        for one in networks or []:
+            if one["Name"] in self.params["networks"]:
+                ranges = (one.get("IPAM") or {}).get("Config") or []
+                used += [(f"the engine's network {one['Name']}", part["Subnet"]) for part in ranges]
         return worker.Found(
             engine=info if isinstance(info, dict) else None,
             networks={one["Name"]: one["Driver"] for one in networks or []},
             subordinate=subordinate,
             remap=REMAP_USER if remap == "default" else remap,
+            foreign=self.foreign_engine(),
+            missing=[name for name in worker.NEEDED if not self.host.path(name).exists()],
+            used=used,
+            free=self.free(info),
             # Where the same file system goes on below, or other kinds than those that belong there.
             masked_sys=any(
                 point.startswith("/sys/")
@@ -168,6 +200,21 @@ class Task:
             ),
         )
 
+    def foreign_engine(self) -> str | None:
+        """Whoever provided the engine: its name is no matter here."""
+        source = "upstream" if ENGINES["upstream"] in self.host.packages() else "distribution"
+        return self.host.foreign_engine(source)
+
+    def free(self, info: Any) -> dict[str, int]:
+        """Where there is no image yet: one is unpacked, and copied into the engine's data directory."""
+        if not isinstance(info, dict) or self.host.path(self.params["home"]).exists():
+            return {}
+        found = {}
+        for name in (self.params["home"], info.get("DockerRootDir") or "/var/lib/docker"):
+            path, _ = self.host.file_system(name)
+            found[name] = shutil.disk_usage(path).free
+        return found
+
     def check(self) -> bool:
         wanted = worker.Wanted(
             runtime=self.params["runtime"],
@@ -175,6 +222,12 @@ class Task:
             ids=self.params["ids"],
             first_job_id=self.params["first_job_id"],
             parallel_jobs=self.params["parallel_jobs"],
+            inner={
+                "bip": self.params["bip"],
+                "default-address-pools": self.params["address_pools"],
+            },
+            avoided=self.params["avoided_networks"],
+            min_free_bytes=self.params["min_free_bytes"],
         )
         found = self.found()
         problems = worker.problems(wanted, found)
@@ -265,6 +318,11 @@ def main() -> None:
             "ids": {"type": "int", "default": 131072},
             "first_job_id": {"type": "int", "default": 65536},
             "parallel_jobs": {"type": "int", "default": 16},
+            "bip": {"type": "str"},
+            "address_pools": {"type": "list", "elements": "dict", "default": []},
+            "avoided_networks": {"type": "list", "elements": "str", "default": []},
+            "min_free_bytes": {"type": "int", "default": 0},
+            "home": {"type": "path", "default": "/var/lib/cellblock/worker_container"},
             "root": {"type": "path"},
             "digest": {"type": "str"},
             "image": {"type": "str", "default": "cellblock-worker"},
