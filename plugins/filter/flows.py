@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible_collections.cellblock.fleet.plugins.module_utils.cellblock.fleet import (
     jobs,
     model,
@@ -128,6 +129,11 @@ def fleet_model(
         data["job_ipv6_prefixes"] = _job_ipv6_prefixes(
             job_ipv6_prefix, slaves, data["job_networks"]
         )
+        data["worker_containers"] = [
+            slave
+            for slave in slaves
+            if boolean(hostvars[slave].get("worker_container_enabled", False))
+        ]
         members = {host for hosts in data["groups"].values() for host in hosts}
         for host in groups["all"]:
             if host not in members:

@@ -2,12 +2,14 @@
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
 """The prober where untrusted programs run: in real jobs and, as root, in the jobs' network slots.
 
-Of this host it needs the ``cellblock`` command and what that needs. Three kinds of sandboxes:
+Of this host it needs the ``cellblock`` command and what that needs. The kinds of sandboxes:
 
 - ``job``: the program runs in a job of its own, submitted as anybody's, with the network ``policy``
 - ``slot``: it runs as root in a slot that is prepared like a job's with that ``policy``, where it may
   forge packets too
 - ``sibling``: a slot that holds listeners for as long as a run takes: another job as seen by all
+- ``worker_container``: root in the slave's worker container
+- ``child_container``: root in a container that the engine in there runs on its own network
 
 Standard library only, Python 3.9 or newer.
 """
@@ -33,9 +35,11 @@ from ansible_collections.cellblock.fleet.plugins.module_utils import (
     _network_probe,
 )
 
-KINDS = ("job", "slot", "sibling")
+CONTAINERS = ("worker_container", "child_container")
+KINDS = ("job", "slot", "sibling", *CONTAINERS)
 CONFIG = "/etc/cellblock/engine.json"
 STATE_DIR = "/run/cellblock-probe-sibling"
+WORKER_CONFIG = "/etc/cellblock/worker_container/container.json"
 COMMAND = "cellblock"
 ENVIRONMENT = "python"
 
@@ -62,6 +66,15 @@ for name, source in given["sources"]:
     exec(compile(source, name.rpartition(".")[2], "exec"), module.__dict__)
 module.main(given["arguments"])
 """
+
+# A container with nothing of its own: the programs are those of the worker container.
+_CHILD_IMAGE = "cellblock-probe"
+_IN_CHILD = (
+    f"docker image inspect {_CHILD_IMAGE} >/dev/null 2>&1"
+    " || tar -C / --no-recursion -cf - bin lib lib64 sbin"
+    f" | docker import - {_CHILD_IMAGE} >/dev/null || exit 1; "
+    f'exec docker run --rm --interactive --volume /usr:/usr:ro {_CHILD_IMAGE} "$@"'
+)
 
 Sandbox = Mapping[str, Any]
 
@@ -129,6 +142,9 @@ def _probed(sandbox: Sandbox, timeout_ms: int) -> dict[str, Any]:
     try:
         if sandbox["kind"] == "job":
             printed = _run_job(str(sandbox["policy"]), request, limit_s)
+        elif sandbox["kind"] in CONTAINERS:
+            command = _in_container(str(sandbox["kind"]))
+            printed = _run(command, _program((_network_probe,), request), limit_s)
         else:
             command = _in_slot(str(sandbox["policy"]))
             if sandbox["kind"] == "sibling":
@@ -185,6 +201,22 @@ def _run_job(policy: str, request: Mapping[str, Any], limit_s: float) -> str:
 
 def _in_slot(policy: str) -> list[str]:
     return [_command(), "slot", "--policy", policy, "--"]
+
+
+def _in_container(kind: str) -> list[str]:
+    """What runs the program in the worker container, or in one of its own."""
+    try:
+        with open(WORKER_CONFIG, encoding="utf-8") as file:
+            name = str(json.load(file)["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SandboxError(
+            f"{WORKER_CONFIG} is missing or damaged; run playbooks/site.yml"
+        ) from None
+    python = ["/usr/bin/python3", "-I", "-c", _BOOT]
+    within = ["docker", "exec", "--interactive", name]
+    if kind == "worker_container":
+        return within + python
+    return [*within, "sh", "-c", _IN_CHILD, "sh", *python]
 
 
 def _command() -> str:

@@ -147,11 +147,13 @@ options:
             C(cellblock).
           - V(slot) is root in a network slot, which can forge packets too.
           - V(sibling) is the slot of O(sibling).
+          - V(worker_container) is root in the worker container of this host, V(child_container) in a container that
+            the engine in there runs.
         type: str
         required: true
-        choices: [job, slot, sibling]
+        choices: [job, slot, sibling, worker_container, child_container]
       policy:
-        description: The network policy; not for V(sibling).
+        description: The network policy, of V(job) and V(slot).
         type: str
       targets:
         description: As O(targets).
@@ -410,7 +412,7 @@ def run(params: dict[str, Any], is_check: bool) -> dict[str, Any]:
 
 def check_sandbox(sandbox: dict[str, Any]) -> None:
     check_targets(sandbox["targets"])
-    if sandbox["kind"] != "sibling" and not sandbox["policy"]:
+    if sandbox["kind"] in ("job", "slot") and not sandbox["policy"]:
         raise ProbeError(
             f"sandbox {sandbox['name']}: policy is missing; a {sandbox['kind']} needs one."
         )

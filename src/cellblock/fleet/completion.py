@@ -14,6 +14,7 @@ from typing import Any
 from ..job_network.plan import Address
 from .model import CONTROLLER, Fleet, Host, Service
 from .probe_plan import (
+    CONTAINERS,
     IPV4,
     IPV6,
     LINK_LOCAL,
@@ -75,7 +76,7 @@ def complete(plan: Plan, listening: Mapping[str, Mapping[str, Any]]) -> Plan:
     all_sandboxes = sandboxes(fleet)
     for vantage in plan.vantages:
         if vantage != CONTROLLER and (
-            vantage not in all_sandboxes or all_sandboxes[vantage].kind == SLOT
+            vantage not in all_sandboxes or all_sandboxes[vantage].kind in (SLOT, *CONTAINERS)
         ):
             for target in fleet.fleet_hosts():
                 if target.name != vantage:
@@ -143,7 +144,9 @@ def _with_sandboxes(plan: Plan, listening: Mapping[str, Mapping[str, Any]]) -> P
         vantages=tuple(
             name
             for name in plan.vantages
-            if name not in all_sandboxes or all_sandboxes[name].slave not in without
+            if name not in all_sandboxes
+            or all_sandboxes[name].kind in CONTAINERS
+            or all_sandboxes[name].slave not in without
         ),
         gaps=tuple(gaps),
         notes=tuple(notes),

@@ -28,6 +28,8 @@ EVERY_HOST = "fleet"
 INTERNET = "internet"
 CONTROLLERS = "controllers"
 CONTROLLER = "controller"
+# The source of flows of the containers on slaves that have a worker container: of that one and of its own.
+WORKER_CONTAINERS = "worker_containers"
 
 # The group of the inventory whose hosts run untrusted jobs.
 SLAVES_GROUP = "worker_slaves"
@@ -48,7 +50,16 @@ GROUPS = (
 GLOBAL_UNICAST = IPv6Network("2000::/3")
 UNIQUE_LOCAL = IPv6Network("fc00::/7")
 # Names that mean something in flows or in the rules derived from them.
-RESERVED = (EVERY_HOST, INTERNET, "any", "not_internet", "jobs", "resets", "ipv6_routers")
+RESERVED = (
+    EVERY_HOST,
+    INTERNET,
+    WORKER_CONTAINERS,
+    "any",
+    "not_internet",
+    "jobs",
+    "resets",
+    "ipv6_routers",
+)
 
 PROTOCOLS = ("tcp", "udp", "icmp")
 
@@ -121,6 +132,8 @@ class Fleet:
     job_networks: Mapping[str, IPv4Network] = field(default_factory=dict)
     # Of slaves whose jobs have IPv6 besides: what their addresses begin with.
     job_ipv6_prefixes: Mapping[str, IPv6Network] = field(default_factory=dict)
+    # The slaves that have a worker container.
+    worker_containers: tuple[str, ...] = ()
     slaves_group: ClassVar[str] = SLAVES_GROUP
     outside_group: str = OUTSIDE_GROUP
 
@@ -193,6 +206,17 @@ class Fleet:
                 return flow
         return None
 
+    def allowing_container(self, destination: str, service: str) -> Flow | None:
+        """The first flow that lets worker containers and their own containers use ``service`` there."""
+        for flow in self.flows:
+            if (
+                flow.source == WORKER_CONTAINERS
+                and service in flow.services
+                and self._is_destination(flow.destination, self.hosts[destination])
+            ):
+                return flow
+        return None
+
     def opens_nothing(self, policy: str) -> bool:
         """Whether flows are declared for the jobs' policy, but nobody serves what they name: a job with
         it would find out by an error of its own.
@@ -250,7 +274,7 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
     {name: {groups, protocol, port, jobs}}, ``networks`` {name: [CIDR]}, ``flows`` [{from, to,
     services, purpose}], ``job_flows`` {policy: [{to, services}]}, ``external`` {name: {addresses,
     services, owner}}, ``job_networks`` {slave: CIDR}, ``job_ipv6_prefixes`` {slave: CIDR},
-    ``outside_group``. Or only ``problem``: what was found wrong while that was put together.
+    ``worker_containers`` [slave], ``outside_group``. Or only ``problem``: what was found wrong while that was put together.
     """
     if "problem" in data:
         raise FleetError(data["problem"])
@@ -292,8 +316,10 @@ def parse_fleet(data: Mapping[str, Any]) -> Fleet:
         job_ipv6_prefixes=_job_ipv6_prefixes(
             data.get("job_ipv6_prefixes") or {}, slaves, job_networks
         ),
+        worker_containers=tuple(data.get("worker_containers") or ()),
         outside_group=outside,
     )
+    _refuse_more_than_slaves_may(fleet)
     _refuse_shared_addresses(fleet)
     _refuse_shared_job_networks(fleet)
     _refuse_internet_without_resolver(fleet)
@@ -510,10 +536,11 @@ def _peer(
             f"{where}: the internet may not be a source; declare the addresses in"
             " cellblock_networks and name that network"
         )
-    if peer not in groups and peer not in networks and peer not in (EVERY_HOST, INTERNET):
+    built_in = (EVERY_HOST, INTERNET, *([WORKER_CONTAINERS] if key == "from" else []))
+    if peer not in groups and peer not in networks and peer not in built_in:
         raise FleetError(
             f"{where}: {key} names the unknown group {peer!r};"
-            f" {_known({**groups, **networks}, EVERY_HOST, INTERNET)}"
+            f" {_known({**groups, **networks}, *built_in)}"
         )
     return str(peer)
 
@@ -648,6 +675,29 @@ def _refuse_internet_without_resolver(fleet: Fleet) -> None:
             "cellblock_job_flows.internet: no policy names a resolver for jobs (a service on port 53 of"
             " a group that has hosts); add a host that serves it, or leave the policy internet out"
         )
+
+
+def _refuse_more_than_slaves_may(fleet: Fleet) -> None:
+    """What leaves a container has its slave's address, so nobody else can let in more than what slaves may."""
+    for flow in fleet.flows:
+        if flow.source != WORKER_CONTAINERS:
+            continue
+        for slave in fleet.worker_containers:
+            own = [
+                f
+                for f in fleet.flows
+                if f.source != WORKER_CONTAINERS and fleet.hosts[slave] in fleet.members(f.source)
+            ]
+            for service in flow.services:
+                if not any(
+                    service in f.services and f.destination in (flow.destination, EVERY_HOST)
+                    for f in own
+                ):
+                    raise FleetError(
+                        f"cellblock_flows, entry {flow.index} ({flow}): {slave} itself may not use {service}"
+                        " there, and its containers have its address; declare a flow from"
+                        " worker_slaves, or leave this one out"
+                    )
 
 
 def _refuse_shared_addresses(fleet: Fleet) -> None:

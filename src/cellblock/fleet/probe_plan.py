@@ -6,7 +6,8 @@ Nothing here looks at firewall rules: a mistake in them cannot excuse itself.
 A cell is one vantage, target, service and path. Beside the hosts and the controller, the sandboxes of
 slaves that give jobs a network are vantages: ``SLAVE/POLICY`` is a real job there, ``SLAVE/slot`` is
 root in a network slot as jobs have it. And they are targets: ``SLAVE/sibling`` is a slot with
-listeners, which stands for another job.
+listeners, which stands for another job. ``SLAVE/worker_container`` is root in a slave's worker container,
+``SLAVE/child_container`` root in a container that its own engine runs.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ SERVICE, CONTROL, SPOOFED, SPOOFED_FRAME = "service", "control", "spoofed", "spo
 
 # Kinds of sandboxes of network_probe.
 JOB, SLOT, SIBLING = "job", "slot", "sibling"
+WORKER, CHILD = "worker_container", "child_container"
+CONTAINERS = (WORKER, CHILD)
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,13 @@ def sandboxes(fleet: Fleet) -> dict[str, Sandbox]:
     # The widest policy, so that the slot's other protections have nothing else before them.
     policies = [policy for policy in fleet.job_flows if not fleet.opens_nothing(policy)]
     widest = max(policies, key=lambda policy: len(fleet.job_flows[policy]), default=None)
-    if widest is None or not fleet.job_flows[widest]:
-        return {}
     found = []
     for slave in fleet.groups.get(fleet.slaves_group, ()):
-        found += [Sandbox(slave, policy, JOB, policy) for policy in policies]
-        found += [Sandbox(slave, kind, kind, widest) for kind in (SLOT, SIBLING)]
+        if widest is not None and fleet.job_flows[widest]:
+            found += [Sandbox(slave, policy, JOB, policy) for policy in policies]
+            found += [Sandbox(slave, kind, kind, widest) for kind in (SLOT, SIBLING)]
+        if slave in fleet.worker_containers:
+            found += [Sandbox(slave, kind, kind, "") for kind in CONTAINERS]
     return {sandbox.name: sandbox for sandbox in found}
 
 
@@ -254,6 +258,8 @@ def allowing_flow(fleet: Fleet, vantage: str, target: str, service: str) -> Flow
     sandbox = sandboxes(fleet).get(vantage) if "/" in vantage else None
     if sandbox is None:
         return fleet.allowing(vantage, target, service)
+    if sandbox.kind in CONTAINERS:
+        return fleet.allowing_container(target, service)
     return fleet.allowing_job(sandbox.policy, target, service)
 
 
@@ -331,8 +337,8 @@ def _declared(fleet: Fleet, vantage: str, target: Host, service: Service, path: 
     """The flow that lets a vantage use a service; networks are declared for IPv4 and IPv6 apart."""
     flow = allowing_flow(fleet, vantage, target.name, service.name)
     sandbox = sandboxes(fleet).get(vantage) if path == IPV6 else None
-    if sandbox and sandbox.slave not in fleet.job_ipv6_networks:
-        return None  # jobs there have no IPv6, whatever they are allowed
+    if sandbox and (sandbox.kind in CONTAINERS or sandbox.slave not in fleet.job_ipv6_networks):
+        return None  # containers, and jobs there, have no IPv6, whatever they are allowed
     if flow is not None and vantage == CONTROLLER and flow.source in fleet.networks:
         version = 4 if path == IPV4 else 6
         if all(network.version != version for network in fleet.networks[flow.source]):

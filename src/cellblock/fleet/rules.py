@@ -9,7 +9,7 @@ from typing import Any
 
 from ..job_network import plan
 from ..job_network.plan import SPECIAL_NETWORKS, Address, Network
-from .model import CONTROLLERS, INTERNET, Fleet, Flow
+from .model import CONTROLLERS, INTERNET, WORKER_CONTAINERS, Fleet, Flow
 
 # Names of sets and peers in a host's rules that no group or network may have.
 ANY = "any"
@@ -20,6 +20,8 @@ PACKAGE_CACHE = "package_cache"
 DNS_PORT = 53
 # The host's ends of the slots' veth pairs, as nft writes all of them.
 JOB_INTERFACES = f"{plan.HOST_END}*"
+# The bridges of an engine for containers, likewise.
+CONTAINER_BRIDGES = ("docker0", "br-*")
 
 
 def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
@@ -30,13 +32,14 @@ def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
     peer ``any`` is every address but those of the sets in ``except``, and ports are in ascending
     order, none for icmp; ``controllers`` [address] and ``controller_ports``, the TCP ports that they may
     open, in ascending order; of a slave with a range for jobs ``forward`` {interfaces, networks}, whose traffic the host may pass on (role job_network, mode routed), IPv4 and,
-    where jobs have it, IPv6.
+    where jobs have it, IPv6; of one with a worker container ``containers`` {interfaces [name], outbound [as above]}.
     """
     host = fleet.hosts[name]
     inbound: list[dict[str, Any]] = []
     outbound: list[dict[str, Any]] = []
     for flow in fleet.flows:
-        if host in fleet.members(flow.destination):
+        # What containers send has their slave's address.
+        if host in fleet.members(flow.destination) and flow.source != WORKER_CONTAINERS:
             served = [s for s in flow.services if host in fleet.serving(s)]
             inbound += _rules(fleet, flow, flow.source, served)
         if host in fleet.members(flow.source):
@@ -47,9 +50,15 @@ def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
                 served = [s for s in flow.services if host in fleet.serving(s)]
                 rules = _rules(fleet, flow, JOBS, served)
                 inbound += [{**rule, "name": f"jobs, policy {policy}"} for rule in rules]
-    peers = {rule["peer"] for rule in inbound + outbound} - {ANY}
+    of_containers = [
+        rule
+        for flow in fleet.flows
+        if flow.source == WORKER_CONTAINERS and name in fleet.worker_containers
+        for rule in _rules(fleet, flow, flow.destination, flow.services)
+    ]
+    peers = {rule["peer"] for rule in inbound + outbound + of_containers} - {ANY}
     sets = {peer: _addresses(fleet, peer, host.addresses) for peer in sorted(peers)}
-    if any(rule["peer"] == ANY for rule in outbound):
+    if any(rule["peer"] == ANY for rule in outbound + of_containers):
         sets[NOT_THE_INTERNET] = not_internet(fleet)
     passed_on = [n[name] for n in (fleet.job_networks, fleet.job_ipv6_networks) if name in n]
     forward = (
@@ -65,6 +74,11 @@ def host_rules(fleet: Fleet, name: str) -> dict[str, Any]:
     }
     return {
         **({"forward": forward} if forward else {}),
+        **(
+            {"containers": {"interfaces": [*CONTAINER_BRIDGES], "outbound": of_containers}}
+            if name in fleet.worker_containers
+            else {}
+        ),
         "own_name": name,
         "sets": sets,
         "inbound": inbound,
