@@ -108,3 +108,19 @@ def test_whoever_does_not_listen_does_not_end_it() -> None:
     there.close()
     init._say(here, {"pid": 1})
     here.close()
+
+
+def test_on_cgroup_v2_its_own_processes_leave_the_top(tmp_path: Path) -> None:
+    for name, content in {
+        "cgroup.controllers": "cpu memory\n", "cgroup.procs": "1\n", "cgroup.subtree_control": ""
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(content)
+    init.leave_root_group(tmp_path)
+    assert (tmp_path / "worker" / "cgroup.procs").read_text() == "1"
+    # A file is written anew with each controller; the kernel adds it.
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "+memory"
+
+
+def test_on_cgroup_v1_there_is_no_such_rule(tmp_path: Path) -> None:
+    init.leave_root_group(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -86,16 +86,18 @@ def control(lab: Any) -> Iterator[Callable[..., str]]:
 def test_its_root_does_nothing_to_the_host(lab: Any, control: Callable[..., str]) -> None:
     """Each denial counts only where the same is seen to succeed without what denies it."""
     seen = {"userns": attacks(lab, "docker", "exec", "-i", NAME)}
-    seen["runc"] = attacks(lab, "docker", "exec", "-i", control("--userns=host"))
-    lab.output(SLAVE, f"docker rm --force --volumes {CONTROL}")
-    # And without the namespaces, with the capabilities and without the filter that others of them need.
-    everything = control(
-        "--userns=host", "--pid=host", "--cgroupns=host", "--security-opt=apparmor=unconfined",
-        "--security-opt=seccomp=unconfined", *(f"--cap-add={name}" for name in ("SYS_MODULE", "SYS_TIME", "SYS_PTRACE")),
-    )  # fmt: skip
-    seen["everything"] = attacks(lab, "docker", "exec", "-i", everything)
     # What the host's own root cannot do either, this host is not there to show.
     seen["host"] = attacks(lab, "unshare", "--mount")
+    seen["runc"] = attacks(lab, "docker", "exec", "-i", control("--userns=host"))
+    lab.output(SLAVE, f"docker rm --force --volumes {CONTROL}")
+    # And without the namespaces, with the capabilities and without the filter that others of them need; with all
+    # devices, where the host has them.
+    devices = ["--device-cgroup-rule=a *:* rwm"] * (seen["host"]["read_disk"][0] == "succeeded")
+    everything = control(
+        "--userns=host", "--pid=host", "--cgroupns=host", "--security-opt=seccomp=unconfined", *devices,
+        *(f"--cap-add={name}" for name in ("SYS_MODULE", "SYS_RAWIO", "SYS_TIME", "SYS_PTRACE")),
+    )  # fmt: skip
+    seen["everything"] = attacks(lab, "docker", "exec", "-i", everything)
     names = list(seen["userns"])
     assert all(list(found) == names for found in seen.values())
     for name in names:

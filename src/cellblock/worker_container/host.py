@@ -26,7 +26,7 @@ from ..linux import sd_notify
 from ..linux.netlink import Netlink, inside
 from . import cgroups
 
-_REMEDY = "see 'journalctl -u cellblock-worker' and 'docker logs cellblock-worker'"
+_REMEDY = "see 'journalctl -u cellblock-worker'"
 
 
 def _docker(*arguments: str) -> str:
@@ -76,7 +76,7 @@ def run(config: Mapping[str, Any]) -> int:
         _docker("start", container)
         pid = int(_docker("inspect", "--format", "{{.State.Pid}}", container))
         pidfd = os.pidfd_open(pid)
-        connection = _accept(boot, pidfd, deadline)
+        connection = _accept(boot, pidfd, deadline, container)
         # Unread it would reset the connection when it is closed, and the answer be lost.
         connection.recv(4096)
         if _peer(connection) != pid:
@@ -138,13 +138,23 @@ def _remove_other_images(container: str) -> None:
                 _docker("image", "rm", image)
 
 
-def _accept(boot: socket.socket, pidfd: int, deadline: float) -> socket.socket:
+def _accept(boot: socket.socket, pidfd: int, deadline: float, container: str) -> socket.socket:
     poller = select.poll()
     poller.register(boot, select.POLLIN)
     poller.register(pidfd, select.POLLIN)
     ready = {fd for fd, _ in poller.poll(max(0.0, deadline - time.monotonic()) * 1000)}
     if boot.fileno() not in ready:
         what = "ended at once" if ready else "did not start in time"
+        # The container, and what it said, are removed.
+        said = subprocess.run(
+            ["docker", "logs", "--tail=1", container],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        words = (said.stdout + said.stderr).strip()[-200:]
+        what += f" ({words})" if words else ""
         raise HostSetupError("worker container", what, _REMEDY)
     return boot.accept()[0]
 

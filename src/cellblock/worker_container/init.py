@@ -91,6 +91,21 @@ def mount_cgroups() -> None:
                 Path(_CGROUPS, name).symlink_to(directory)
 
 
+def leave_root_group(root: Path = Path(_CGROUPS)) -> None:
+    """On cgroup v2 a group limits nothing below it as long as it has processes of its own: these get one beside those of
+    the engine's containers.
+    """
+    if not (root / "cgroup.controllers").exists():
+        return
+    own = root / "worker"
+    own.mkdir(exist_ok=True)
+    for pid in (root / "cgroup.procs").read_text(encoding="ascii").split():
+        (own / "cgroup.procs").write_text(pid, encoding="ascii")
+    for name in (root / "cgroup.controllers").read_text(encoding="ascii").split():
+        with contextlib.suppress(OSError):  # one that can only be used on top
+            (root / "cgroup.subtree_control").write_text(f"+{name}", encoding="ascii")
+
+
 @dataclass(frozen=True)
 class Request:
     """A jail that is to be started."""
@@ -290,6 +305,7 @@ def main() -> None:
         message, descriptors, _, _ = socket.recv_fds(boot, MAX_MESSAGE_BYTES, 1)
     if not descriptors:
         sys.exit("the slave gave no socket")
+    leave_root_group()
     Init(json.loads(message)["engine"], socket.socket(fileno=descriptors[0])).run()
 
 
