@@ -163,6 +163,26 @@ def remove_empty(path: Path) -> None:
         path.rmdir()
 
 
+# What the role worker_container calls its container and images.
+WORKER = "cellblock-worker"
+
+
+def held(host: Host) -> tuple[int, int, int]:
+    """How many containers, images and volumes an engine has, but for those of the role worker_container, which are made
+    anew from nothing whenever it is wanted.
+    """
+    containers, images = host.ask("/containers/json?all=1") or [], host.ask("/images/json") or []
+    volumes = {one["Name"] for one in (host.ask("/volumes") or {}).get("Volumes") or []}
+    ours = [one for one in containers if f"/{WORKER}" in (one.get("Names") or [])]
+    volumes -= {mount.get("Name") for one in ours for mount in one.get("Mounts") or []}
+    others = [
+        one
+        for one in images
+        if not all(tag.startswith(f"{WORKER}:") for tag in one.get("RepoTags") or [""])
+    ]
+    return len(containers) - len(ours), len(others), len(volumes)
+
+
 class Task:
     """One run of the module."""
 
@@ -346,11 +366,11 @@ class Task:
         engine = host.engine()
         if engine is None or self.module.params["remove_data"]:
             return
-        volumes = (host.ask("/volumes") or {}).get("Volumes") or []
-        if engine.containers or engine.images or volumes:
+        containers, images, volumes = held(host)
+        if containers or images or volumes:
             raise EngineError(
-                f"the engine came with us and has {engine.containers} containers, {engine.images} images and"
-                f" {len(volumes)} volumes, which would be lost; save what is needed, and run again with"
+                f"the engine came with us and has {containers} containers, {images} images and"
+                f" {volumes} volumes, which would be lost; save what is needed, and run again with"
                 " -e remove_data=true."
             )
 

@@ -15,11 +15,12 @@ description:
   - With O(state=filter) it writes the worker's system call filter to O(path), which is what the engine filters by
     default for the worker's capabilities, and what nsjail and an engine within need beside. The default is
     taken from a container that is made for the moment, so that it is that of this engine and kernel.
+  - With O(state=absent) it removes every image of the name O(image), where an engine answers.
 options:
   state:
     description: What to do; see the description.
     type: str
-    choices: [checked, image, filter]
+    choices: [checked, image, filter, absent]
     required: true
   runtime:
     description: V(userns) where the engine maps the container's root to another user, V(sysbox-runc) likewise with a
@@ -207,7 +208,8 @@ class Task:
 
     def free(self, info: Any) -> dict[str, int]:
         """Where there is no image yet: one is unpacked, and copied into the engine's data directory."""
-        if not isinstance(info, dict) or self.host.path(self.params["home"]).exists():
+        unpacked = self.host.path(self.params["home"]) / "worker"
+        if not isinstance(info, dict) or unpacked.exists():
             return {}
         found = {}
         for name in (self.params["home"], info.get("DockerRootDir") or "/var/lib/docker"):
@@ -257,6 +259,20 @@ class Task:
                     " engine's disk is full."
                 )
         return True
+
+    # --- absent ---
+
+    def remove_images(self) -> bool:
+        images = self.host.ask("/images/json")
+        found = [
+            tag
+            for one in (images if isinstance(images, list) else [])
+            for tag in one.get("RepoTags") or []
+            if tag.startswith(f"{self.params['image']}:")
+        ]
+        if found and not self.module.check_mode:
+            self.docker("image", "rm", *found)
+        return bool(found)
 
     # --- filter ---
 
@@ -312,7 +328,11 @@ class Task:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["checked", "image", "filter"], "required": True},
+            "state": {
+                "type": "str",
+                "choices": ["checked", "image", "filter", "absent"],
+                "required": True,
+            },
             "runtime": {"type": "str", "default": "userns"},
             "networks": {"type": "list", "elements": "str", "default": ["bridge"]},
             "ids": {"type": "int", "default": 131072},
@@ -333,7 +353,12 @@ def main() -> None:
     )
     module.run_command_environ_update = {"LC_ALL": "C"}
     task = Task(module)
-    steps = {"checked": task.check, "image": task.make_image, "filter": task.write_filter}
+    steps = {
+        "checked": task.check,
+        "image": task.make_image,
+        "filter": task.write_filter,
+        "absent": task.remove_images,
+    }
     try:
         changed = steps[module.params["state"]]()
     except worker.WorkerError as error:

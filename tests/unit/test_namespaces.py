@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -62,3 +63,28 @@ def test_a_process_that_is_gone_has_none() -> None:
         pass
     with pytest.raises(FileNotFoundError):
         netlink.new_namespace_of(process.pid)
+
+
+def test_an_interface_gets_another_name_beside_its_own() -> None:
+    namespace = netlink.new_namespace()
+    mac = bytes.fromhex("02420a0b0c0d")
+    try:
+        with netlink.inside(namespace):
+            client = netlink.Netlink()
+            client.add_veth("first", "second", mac, namespace)
+            (link,) = (one for one in client.links() if one.mac == mac)
+            client.set_up(link.index)
+            client.add_name(link.index, "net-of.some_network-or-other")
+            shown = subprocess.run(
+                ["ip", "-json", "link", "show", "net-of.some_network-or-other"],
+                capture_output=True,
+                check=True,
+            )
+            with pytest.raises(netlink.NetlinkError):
+                client.add_name(link.index, "net-of.some_network-or-other")
+            client.close()
+    finally:
+        os.close(namespace)
+    (found,) = json.loads(shown.stdout)
+    assert (found["ifindex"], found["ifname"]) == (link.index, "second")
+    assert "UP" in found["flags"]

@@ -730,12 +730,16 @@ def advertise(segment: lab.Segment, listener: str) -> None:
         index = socket.if_nametoindex("eth0")
         router = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         with router:
-            link_local = [
-                line.split()[3].partition("/")[0]
-                for line in segment.ip(
-                    segment.gateway, "-6 -o address show dev eth0 scope link"
-                ).splitlines()
-            ]
+            link_local: list[str] = []
+            deadline = time.monotonic() + 10
+            # It can be used when the kernel has looked whether somebody else has it.
+            while not link_local and time.monotonic() < deadline:
+                link_local = [
+                    line.split()[3].partition("/")[0]
+                    for line in segment.ip(
+                        segment.gateway, "-6 -o address show dev eth0 scope link -tentative"
+                    ).splitlines()
+                ]
             router.bind((link_local[0], 0, 0, index))
             for hops in (socket.IPV6_MULTICAST_HOPS, socket.IPV6_UNICAST_HOPS):
                 router.setsockopt(socket.IPPROTO_IPV6, hops, 255)

@@ -1,4 +1,4 @@
-"""remove.yml takes the engine off the host. (The names of the files are the order.)"""
+"""remove.yml takes the engine off the host. (conftest.py has it run after what needs one.)"""
 
 from __future__ import annotations
 

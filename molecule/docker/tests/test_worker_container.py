@@ -217,40 +217,108 @@ def test_it_is_ready_in_time(lab: Any) -> None:
     assert min(total for _, total in took) < READY_S
 
 
+ENGINE = "systemctl show --value -p MainPID docker"
+ENGINE_WITHIN = f"docker exec {NAME} cat /run/docker.pid"
+OF_UNIT = f"systemctl show --value -p MainPID {UNIT}"
+
+
 @pytest.mark.parametrize(
-    ("death", "survives"),
+    ("death", "what", "survives"),
     [
-        (f"docker kill {NAME}", False),
-        (f"kill -9 $(systemctl show --value -p MainPID {UNIT})", False),
+        (f"docker kill {NAME}", "true", False),
+        (f"kill -9 $({OF_UNIT})", OF_UNIT, False),
         # live-restore
-        ("systemctl restart docker", True),
-        ("systemctl kill --signal=KILL docker", True),
-        (f"docker exec {NAME} sh -c 'kill -9 $(cat /run/docker.pid)'", True),
+        ("systemctl restart docker", ENGINE, True),
+        (f"kill -9 $({ENGINE})", ENGINE, True),
+        (f"docker exec {NAME} sh -c 'kill -9 $(cat /run/docker.pid)'", ENGINE_WITHIN, True),
         # Its first process, by its own root.
-        (f"docker exec {NAME} sh -c 'kill -TERM 1'", False),
+        (f"docker exec {NAME} sh -c 'kill -TERM 1'", "true", False),
     ],
     ids=["container", "unit", "engine-restarted", "engine-killed", "engine-within", "first-process"],
 )  # fmt: skip
-def test_it_comes_back(lab: Any, death: str, survives: bool) -> None:
+def test_it_comes_back(lab: Any, death: str, what: str, survives: bool) -> None:
     until(lambda: ready(lab), COMES_BACK_S)
-    before = container(lab)
+    before, died = container(lab), lab.output(SLAVE, what)
     lab.output(SLAVE, death)
-    if survives:
-        took = until(lambda: ready(lab), COMES_BACK_S)
-        assert container(lab) == before
-    else:
-        took = until(lambda: container(lab) not in ("", before) and ready(lab), COMES_BACK_S)
-    print(f"ready again after {took:.1f} s")
+
+    def back() -> bool:
+        now = container(lab)
+        return (
+            now != ""
+            and (now == before) == survives
+            and (died == "" or lab.run(SLAVE, what).stdout.strip() not in ("", "0", died))
+            and ready(lab)
+        )
+
+    print(f"ready again after {until(back, COMES_BACK_S):.1f} s")
     # A job's way in, and what it may do there, come back too.
     assert lab.run(SLAVE, "test -S /run/cellblock-worker/socket").returncode == 0
     assert lab.output(SLAVE, f"docker ps -aq --filter name={NAME} | wc -l") == "1"
-    owner = config(lab)["owner"]
     pid = container(lab).split()[1]
-    group = lab.output(
-        SLAVE, f"grep -E '^[0-9]+:(pids)?:' /proc/{pid}/cgroup | head -1 | cut -d: -f3"
-    )
-    shown = lab.output(SLAVE, f"stat -c %u /sys/fs/cgroup/pids{group} /sys/fs/cgroup{group} 2>/dev/null | head -1")  # fmt: skip
-    assert shown == str(owner)
+    # The hierarchy of pids on cgroup v1, or the one of v2.
+    (path,) = {
+        line.split(":", 2)[2]
+        for line in lab.output(SLAVE, f"cat /proc/{pid}/cgroup").splitlines()
+        if line.split(":")[1] == "pids" or line.startswith("0::/") and line != "0::/"
+    }
+    owners = lab.run(SLAVE, f"stat -c %u /sys/fs/cgroup/pids{path} /sys/fs/cgroup{path}").stdout
+    assert owners.split() == [str(config(lab)["owner"])]
+
+
+def test_it_is_left_alone_while_its_unit_is_stopped(lab: Any) -> None:
+    lab.output(SLAVE, f"systemctl stop {UNIT}")
+    assert container(lab) == ""
+    assert lab.output(SLAVE, "docker volume ls -q") == ""
+    # Killed in the middle of its start.
+    lab.output(SLAVE, f"systemctl start --no-block {UNIT}; sleep 0.3; systemctl kill -s KILL {UNIT}; systemctl stop {UNIT}")  # fmt: skip
+    assert container(lab) == ""
+    lab.output(SLAVE, f"systemctl start {UNIT}")
+
+
+# --- Its networks ---------------------------------------------------------------------------------
+
+
+def named(lab: Any) -> dict[str, str]:
+    """{second name of an interface: its address}, as the container sees them."""
+    shown = json.loads(lab.output(SLAVE, f"docker exec {NAME} ip -json address show"))
+    return {
+        name: address["local"]
+        for link in shown
+        for name in link.get("altnames", [])
+        for address in link["addr_info"]
+        if address["family"] == "inet"
+    }
+
+
+def test_an_interface_is_known_by_its_network(lab: Any, role: Role) -> None:
+    for number, name in enumerate(("zone", "area", "work")):
+        lab.output(SLAVE, f"docker network create --subnet 172.16.{200 + number}.0/24 {name}")
+    try:
+        networks = {"worker_container_networks": ["zone", "bridge", "work", "area"]}
+        done = role("worker_alone", SLAVE, "-e", json.dumps(networks))
+        assert done.returncode == 0, done.stdout
+        seen = set()
+        for _ in range(3):
+            found = named(lab)
+            assert {name: address.rpartition(".")[0] for name, address in found.items()} == {
+                "net-bridge": "172.16.0",
+                "net-zone": "172.16.200",
+                "net-area": "172.16.201",
+                "net-work": "172.16.202",
+            }
+            order = lab.output(
+                SLAVE, f"docker exec {NAME} ip -o link | grep -o 'altname net-[a-z]*'"
+            )
+            seen.add(order)
+            # Its resolver, and the engine within, whatever the order.
+            assert answers(lab) or until(lambda: answers(lab), READY_S)
+            lab.output(SLAVE, f"systemctl restart {UNIT}")
+        print(len(seen), "orders of interfaces in three starts")
+    finally:
+        done = role("worker_alone", SLAVE)
+        lab.output(SLAVE, "docker network rm zone area work")
+    assert done.returncode == 0, done.stdout
+    assert list(named(lab)) == ["net-bridge"]
 
 
 # --- The role -------------------------------------------------------------------------------------
@@ -268,7 +336,54 @@ def test_a_second_run_changes_nothing_and_is_quick(role: Role) -> None:
 
 def test_check_mode_foretells_a_change_and_changes_nothing(lab: Any, role: Role) -> None:
     before = config(lab), container(lab)
-    done = role("worker", SLAVE, "--check", "--diff", "-e", "worker_container_processes=777")
+    done = role("worker_alone", SLAVE, "--check", "--diff", "-e", "worker_container_processes=777")
     assert done.returncode == 0, done.stdout
     assert '+        "777"' in done.stdout
     assert (config(lab), container(lab)) == before
+
+
+def test_without_a_mapping_it_runs_likewise_and_is_no_boundary(lab: Any, role: Role) -> None:
+    """The runtime that is there for comparison."""
+    done = role("worker_alone", SLAVE, "-e", "worker_container_runtime=runc")
+    try:
+        assert done.returncode == 0, done.stdout
+        until(lambda: ready(lab), COMES_BACK_S)
+        pid = container(lab).split()[1]
+        assert lab.output(SLAVE, f"cat /proc/{pid}/uid_map").split() == ["0", "0", "4294967295"]
+        found = attacks(lab, "docker", "exec", "-i", NAME)
+        done_there = {name for name, (verdict, _) in found.items() if verdict == "succeeded"}
+        print("succeeded:", *sorted(done_there))
+        assert done_there >= DONE_WITHOUT_A_MAPPING
+    finally:
+        done = role("worker_alone", SLAVE)
+    assert done.returncode == 0, done.stdout
+    until(lambda: ready(lab), COMES_BACK_S)
+    pid = container(lab).split()[1]
+    assert lab.output(SLAVE, f"cat /proc/{pid}/uid_map").split() == ["0", "300000", "131072"]
+    # The image is the same one.
+    assert lab.output(SLAVE, f"docker image ls -q {NAME} | wc -l") == "1"
+
+
+def test_it_is_removed_and_provided_anew(lab: Any, role: Role) -> None:
+    """Check mode on a host that has none, too."""
+    left = (
+        f"docker ps -aq; docker image ls -q {NAME}; docker volume ls -q; ls -d {CONFIG} /run/{NAME} /var/lib/cellblock/worker_container"
+        f" /etc/systemd/system/{UNIT}.service; systemctl list-units --all --no-legend '{UNIT}*'; ip -o link | grep veth"
+    )
+    foretold = role("worker_remove", SLAVE, "--check")
+    assert foretold.returncode == 0, foretold.stdout
+    assert container(lab) != ""
+    removed = role("worker_remove", SLAVE)
+    assert removed.returncode == 0, removed.stdout
+    assert lab.run(SLAVE, left).stdout == ""
+    assert "changed=0" in role("worker_remove", SLAVE).stdout
+    dry = role("worker_alone", SLAVE, "--check", "--diff")
+    assert dry.returncode == 0, dry.stdout
+    assert lab.run(SLAVE, left).stdout == ""
+    done = role("worker_alone", SLAVE)
+    assert done.returncode == 0, done.stdout
+    print(
+        f"removed in {removed.seconds:.0f} s, dry {dry.seconds:.0f} s, provided in {done.seconds:.0f} s"
+    )
+    until(lambda: ready(lab), COMES_BACK_S)
+    assert "changed=0" in role("worker_alone", SLAVE).stdout

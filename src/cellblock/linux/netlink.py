@@ -27,10 +27,11 @@ _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 
-_REQUEST, _ACK, _EXCLUSIVE, _CREATE, _DUMP = 0x1, 0x4, 0x200, 0x400, 0x300
+_REQUEST, _ACK, _EXCLUSIVE, _CREATE, _APPEND, _DUMP = 0x1, 0x4, 0x200, 0x400, 0x800, 0x300
 _ERROR, _DONE = 2, 3
-_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _NEWROUTE = 16, 17, 18, 20, 24
+_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _NEWROUTE, _NEWLINKPROP = 16, 17, 18, 20, 24, 108
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 1, 3, 5, 18, 28
+_IFLA_PROP_LIST, _IFLA_ALT_IFNAME, _NESTED = 52, 53, 0x8000
 _INFO_KIND, _INFO_DATA = 1, 2
 _MACVLAN_MODE, _MODE_PRIVATE = 1, 1
 _VETH_PEER = 1
@@ -55,6 +56,7 @@ class Link:
     index: int
     name: str
     up: bool
+    mac: bytes = b""
 
 
 @contextlib.contextmanager
@@ -204,6 +206,12 @@ class Netlink:
             + _kind("veth", attribute(_VETH_PEER, peer)),
         )
 
+    def add_name(self, index: int, name: str) -> None:
+        """An interface that is up can have more names, where it cannot have another."""
+        body = _LINK.pack(0, 0, index, 0, 0)
+        names = attribute(_IFLA_PROP_LIST | _NESTED, attribute(_IFLA_ALT_IFNAME, _text(name)))
+        self._do(_NEWLINKPROP, _CREATE | _EXCLUSIVE | _APPEND, body + names)
+
     def set_up(self, index: int) -> None:
         self._do(_NEWLINK, 0, _LINK.pack(0, 0, index, _IFF_UP, _IFF_UP))
 
@@ -299,8 +307,9 @@ def _explanation(body: bytes) -> str:
 
 def _parse_link(body: bytes) -> Link:
     _, _, index, flags, _ = _LINK.unpack_from(body)
-    name = attributes(body[_LINK.size :])[_IFLA_IFNAME].rstrip(b"\0").decode()
-    return Link(index, name, bool(flags & _IFF_UP))
+    found = attributes(body[_LINK.size :])
+    name = found[_IFLA_IFNAME].rstrip(b"\0").decode()
+    return Link(index, name, bool(flags & _IFF_UP), found.get(_IFLA_ADDRESS, b""))
 
 
 def _kind(kind: str, data: bytes) -> bytes:

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..errors import HostSetupError
 from ..linux import sd_notify
+from ..linux.netlink import Netlink, inside
 from . import cgroups
 
 _REMEDY = "see 'journalctl -u cellblock-worker' and 'docker logs cellblock-worker'"
@@ -85,6 +86,7 @@ def run(config: Mapping[str, Any]) -> int:
         groups = Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii")
         mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
         cgroups.delegate(groups, mountinfo, int(config["owner"]))
+        _name_interfaces(pid, container)
         message = json.dumps({"engine": config["engine"]}).encode()
         socket.send_fds(connection, [message], [runners.fileno()])
         connection.close()
@@ -92,10 +94,48 @@ def run(config: Mapping[str, Any]) -> int:
         pid_file = directory / "pid"
         pid_file.write_text(f"{pid}\n")
         sd_notify.notify("READY=1")
+        _remove_other_images(container)
         try:
             return _wait(pidfd, container)
         finally:
             pid_file.unlink(missing_ok=True)
+
+
+def _name_interfaces(pid: int, container: str) -> None:
+    """Each interface gets a second name, net- and its network's: which is eth0 is decided anew at each start, and engines
+    before 28 take no names. It is found by its address.
+    """
+    networks = json.loads(
+        _docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container)
+    )
+    names = {
+        bytes.fromhex(one["MacAddress"].replace(":", "")): f"net-{name}"
+        for name, one in networks.items()
+        if one["MacAddress"]
+    }
+    namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with inside(namespace), contextlib.closing(Netlink()) as netlink:
+            for link in netlink.links():
+                if link.mac in names:
+                    netlink.add_name(link.index, names.pop(link.mac))
+    finally:
+        os.close(namespace)
+    if names:
+        raise HostSetupError(
+            "worker container", f"has no interface for {', '.join(sorted(names.values()))}", _REMEDY
+        )
+
+
+def _remove_other_images(container: str) -> None:
+    """Those that it was made of before, some hundred megabytes each."""
+    with contextlib.suppress(HostSetupError):
+        own = _docker("inspect", "--format", "{{.Config.Image}}", container)
+        name = own.partition(":")[0]
+        listed = _docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", name)
+        for image in set(listed.split()) - {own}:
+            with contextlib.suppress(HostSetupError):  # another container's
+                _docker("image", "rm", image)
 
 
 def _accept(boot: socket.socket, pidfd: int, deadline: float) -> socket.socket:

@@ -30,6 +30,38 @@ def test_what_is_in_order_is_not_refused() -> None:
 @pytest.mark.parametrize(
     ("wanted", "found", "named"),
     [
+        ({"runtime": "sysbox-runc"}, {}, "not among its runtimes (none)"),
+        (
+            {"runtime": "sysbox-runc"},
+            {"engine": {**INFO, "Runtimes": {"runc": {}, "io.containerd.runc.v2": {}}}},
+            "not among its runtimes (io.containerd.runc.v2, runc)",
+        ),
+        ({}, {"foreign": "the engine is podman's; remove it."}, "podman's"),
+        ({}, {"missing": ["/opt/cellblock/bin/nsjail"]}, "provide it with the role nsjail"),
+        ({}, {"missing": ["/usr/bin/docker"]}, "docker-cli"),
+        (
+            {"min_free_bytes": 2**30},
+            {"free": {"/var/lib/docker": 2**20}},
+            "/var/lib/docker has 1 MiB free",
+        ),
+        (
+            {"inner": {"bip": "172.16.0.9/24"}},
+            {"used": [("the engine's network bridge", "172.16.0.0/24")]},
+            "collides with 172.16.0.0/24 (the engine's network bridge)",
+        ),
+        (
+            {
+                "inner": {"default-address-pools": [{"base": "10.0.0.0/8", "size": 24}]},
+                "avoided": ["10.215.0.0/24"],
+            },
+            {},
+            "collides with 10.215.0.0/24 (the fleet's); choose another network with worker_container_address_pools",
+        ),
+        (
+            {"inner": {"default-address-pools": [{"base": "10.0.0.0/8"}]}},
+            {},
+            "worker_container_bip and worker_container_address_pools",
+        ),
         ({"runtime": "kata"}, {}, "worker_container_runtime is 'kata'"),
         ({}, {"engine": None}, "no Docker engine answers"),
         ({"networks": ["host"]}, {}, "worker_container_networks has host"),
