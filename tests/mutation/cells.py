@@ -89,6 +89,15 @@ class Fleet:
                 )
         return protocol != "icmp" and not self.is_special(address)
 
+    def container(self, peer: str, protocol: str, port: int) -> bool:
+        """Whether worker containers, and what runs in them, may use it: over IPv4 alone."""
+        return ":" not in peer and any(
+            flow["from"] == "worker_containers"
+            and flow["to"] in self.names(peer)
+            and any(self._is(self.facts["services"][s], protocol, port) for s in flow["services"])
+            for flow in self.facts["flows"]
+        )
+
     def job(self, host: str, protocol: str, port: int) -> bool:
         return any(
             flow["to"] in self.groups(host)

@@ -375,3 +375,73 @@ def forwarding(
         )
     )
     return cells
+
+
+def containers(fleet: Fleet, host: str, own: list[str]) -> list[Passage]:
+    """Of the firewall's chain for what a slave passes on: containers' on two bridges (``own`` addresses), and only what
+    they begin. ``slot0`` and ``slot1`` are these containers.
+    """
+    cells: list[Passage] = []
+    (cache,) = [a for a in fleet.facts["addresses"]["cache1"] if ":" not in a]
+    (other,) = [a for a in fleet.facts["addresses"]["database1"] if ":" not in a]
+    served = [("tcp", 53), ("tcp", 3142), ("udp", 53)]
+    for peer in [p for p in fleet.peers("") if p not in (*own, host)]:
+        for number, address in enumerate(own):
+            source = SLOT_SIX if ":" in peer else address
+            for protocol, port in _services(fleet):
+                passes = fleet.container(peer, protocol, port)
+                begun = _begun(source, peer, protocol, port, passes, source)
+                cells.append(replace(begun, sender=f"slot{number}"))
+                packet = _packet(peer, source, protocol, port)
+                cells.append(Passage(f"{protocol} {port} from {peer}", WORLD, packet))
+    for protocol, port in served:
+        # A reply that nobody asked for, and what is passed on for nobody of ours.
+        cells.append(Passage("unasked", WORLD, _answer(_packet(own[0], cache, protocol, port))))
+        packet = _packet("10.213.0.97", cache, protocol, port)
+        returned = frozenset((RETURNED,))
+        cells.append(Passage("passed on for others", WORLD, packet, watched=returned))
+        error = Packet(cache, packet.source, ICMP, type=3, inner=packet)
+        watched = frozenset((RETURNED, ANSWERED))
+        for answer in (None, error):
+            cells.append(
+                Passage(
+                    "a reply for others", WORLD, packet, answer=answer, watched=watched,
+                    held=True, by_sender=False,
+                )
+            )  # fmt: skip
+        for place, address in zip(("slot0", "slot1"), own, strict=True):
+            for source in (host, "10.213.0.12", STRANGER, own[place == "slot0"]):
+                packet = _packet(source, cache, protocol, port)
+                cells.append(Passage(f"{protocol} spoofed {source} of {place}", place, packet))
+            # Connections from before the rules: begun by the container, but to another host or port, and by the
+            # cache server, from such a port.
+            for peer, wrong in ((other, port), (cache, UNDECLARED)):
+                packet = _packet(address, peer, protocol, wrong)
+                name = f"{protocol} {wrong} of before, {peer} answers {place}"
+                cells.append(Passage(name, WORLD, packet, held=True, by_sender=False, other=place))
+            packet = replace(_packet(cache, address, protocol, 4444), sport=port)
+            for sender, begun_by in ((place, WORLD), (WORLD, place)):
+                cells.append(
+                    Passage(
+                        f"{protocol} from {port} of before, begun outside, {sender} sends",
+                        sender,
+                        packet,
+                        held=True,
+                        by_sender=sender == WORLD,
+                        other=begun_by,
+                    )
+                )
+    for place, address in zip(("slot0", "slot1"), own, strict=True):
+        for type_ in (*ERRORS, 4, 5):
+            packet = _packet(address, cache, "udp", 53)
+            error = Packet(cache, address, ICMP, type=type_, inner=packet)
+            expected = _ARRIVED | (frozenset((ANSWERED,)) if type_ in ERRORS else _NOTHING)
+            cells.append(Passage(f"ICMP error {type_} for {place}", place, packet, expected, error))
+            unknown = Packet(cache, address, ICMP, type=type_, inner=replace(packet, sport=7))
+            cells.append(Passage(f"ICMP error {type_} about nothing for {place}", WORLD, unknown))
+    for protocol in ("tcp", "udp", "icmp"):
+        packet = _packet(own[0], own[1], protocol, 53)
+        cells.append(
+            Passage(f"{protocol} to slot1", "slot0", packet, watched=frozenset(("slot1", ANSWERED)))
+        )
+    return cells

@@ -489,6 +489,44 @@ def routed_layers(fleet: expected.Fleet, facts: Mapping[str, Any]) -> list[Layer
     ]
 
 
+def container_layers(fleet: expected.Fleet, facts: Mapping[str, Any]) -> list[Layer]:
+    """A slave with a container on each of two bridges, as interfaces of the bridges' names."""
+    slave = new_namespace()
+    sysctl(slave, **QUIET)
+    world = wired(slave, "eth0")
+    ip(slave, "address add 10.213.0.22/24 dev eth0", "route add default via 10.213.0.30")
+    wires, ends, own = {WORLD: (world, "world0")}, {WORLD: (WORLD_MAC, HOST_MAC)}, []
+    for number, bridge in enumerate(("docker0", "br-0123456789ab")):
+        namespace = new_namespace()
+        mac, gateway = f"02:00:00:00:01:0{number}", f"02:00:00:00:02:0{number}"
+        ip(
+            slave,
+            f"link add {bridge} address {gateway} type veth peer name {INTERFACE} address {mac} "
+            f"netns /proc/{os.getpid()}/fd/{namespace}",
+            f"link set {bridge} arp off up",
+            f"address add 172.16.{number}.1/24 dev {bridge}",
+        )
+        ip(namespace, f"link set {INTERFACE} arp off up")
+        with inside(namespace):
+            Nft().run("flush ruleset\n" + SILENT)
+        sysctl(slave, **{f"ipv4__conf__{bridge}__rp_filter": "0"})
+        wires[f"slot{number}"], ends[f"slot{number}"] = (namespace, INTERFACE), (mac, gateway)
+        own.append(f"172.16.{number}.2")
+    with inside(slave):
+        nft = Nft()
+    return [
+        Layer(
+            "forward of containers",
+            facts["containers_firewall"],
+            nft,
+            Vantages(slave, wires, ends, host_routes=True),
+            guards.containers(fleet, "10.213.0.22", own),
+            {"cache_servers_v4": ["10.213.0.12", "10.213.0.23"]},
+            lambda m: m.where in ("forward", "cache_servers_v4"),
+        )
+    ]
+
+
 def is_about_ipv6(mutant: Mutant) -> bool:
     """What is there for IPv6 only; the rest has a layer of its own."""
     return (
@@ -583,6 +621,7 @@ def main() -> None:
     both = "guard, mode routed, IPv6 forward of slave1, IPv6"
     makers.append((both, lambda: routed_ipv6_layers(facts)))
     makers.append(("guard, mode routed forward of slave1", lambda: routed_layers(fleet, facts)))
+    makers.append(("forward of containers", lambda: container_layers(fleet, facts)))
     turn, output = multiprocessing.Value("i", 0), multiprocessing.Lock()
 
     def work() -> None:

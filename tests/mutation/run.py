@@ -71,6 +71,7 @@ def facts() -> dict[str, Any]:
         "flows": declared["cellblock_flows"],
         "job_flows": declared["cellblock_job_flows"],
         "job_networks": {"slave1": RANGE},
+        "worker_containers": ["slave2"],
     }
     with_ipv6 = {**data, "job_ipv6_prefixes": {"slave1": IPV6_PREFIX}}
     jobs = job_network(parse_fleet(data), "slave1")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -632,6 +633,53 @@ def test_slots_over_routed_pairs(make_pool: MakePool, segment: lab.Segment) -> N
     finally:
         nft.run("flush ruleset")
         nft.close()
+
+
+def test_a_slot_of_a_container_is_no_others(make_pool: MakePool, segment: lab.Segment) -> None:
+    """Clones of the parent, which the container's root may enter: the policy is the same, and no job of the host gets
+    it, before or after."""
+    pool = make_pool(slots=1)
+    limits, cache = FAST, access(pool, "cache")
+    with subprocess.Popen(
+        ["unshare", "--user", "--map-root-user", "sh", "-c", "echo; read line"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as container:
+        assert container.stdin is not None
+        assert container.stdout is not None
+        container.stdout.readline()
+        owners = []
+        for owner in (None, container.pid, container.pid, None):
+            with (
+                inside(segment.slave),
+                pool.take(cache, limits, lambda: False, owner) as taken,
+            ):
+                seen = {n for n, to in TARGETS.items() if reach(taken.namespace, *to) == "hello"}
+                owners.append((taken.owner, enters(container.pid, taken.namespace)))
+            assert seen == {"cache"}
+        assert owners == [
+            (None, False), (container.pid, True), (container.pid, True), (None, False)
+        ]  # fmt: skip
+        with inside(segment.slave), pool.take(cache, limits, lambda: False, container.pid):
+            container.stdin.close()
+            container.wait()
+        # Of one that is gone nothing is kept.
+        with inside(segment.slave), slot(pool, "cache") as taken:
+            assert taken.owner is None
+
+
+def enters(container: int, namespace: int) -> bool:
+    """Whether root in the container's user namespace may enter the network namespace."""
+    done = subprocess.run(
+        [
+            *("nsenter", f"--target={container}", "--user", "--preserve-credentials"),
+            *("nsenter", f"--net=/proc/self/fd/{namespace}", "true"),
+        ],
+        pass_fds=[namespace],
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode == 0
 
 
 def test_the_kernel_says_why(segment: lab.Segment) -> None:

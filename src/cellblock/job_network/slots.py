@@ -144,6 +144,7 @@ class Slot:
         self._nft: Nft | None = None
         self._opened = self._closed = False
         self.index = index
+        self.owner = owner
         self._config = config
         self.address: IPv4Address = config.address(index)
         self.ipv6_address: IPv6Address | None = config.ipv6_address(index)
@@ -410,14 +411,15 @@ class SlotPool:
     ) -> Iterator[Slot]:
         """An open slot, for one use; raises :class:`HostSetupError` or :class:`Cancelled`.
 
-        With ``owner`` it is made anew for the user namespace of that process, which could not enter those that wait.
+        With ``owner`` it belongs to the user namespace of that process, which could not enter others, and could change
+        it: nobody else gets it.
 
         The one that was unused for longest comes first: what is still under way to an address
         should find nobody there.
         """
-        slot = self._take(cancelled)
+        slot = self._take(cancelled, owner)
         try:
-            if owner is not None:
+            if slot.owner != owner:
                 slot = self._made_for(owner, slot)
             self.require_guard()
             slot.open(access, limits)
@@ -427,8 +429,8 @@ class SlotPool:
                 self._used.append(slot)
                 self._changed.notify_all()
 
-    def _made_for(self, owner: int, slot: Slot) -> Slot:
-        """In the place of ``slot``, with its address."""
+    def _made_for(self, owner: int | None, slot: Slot) -> Slot:
+        """In the place of ``slot``, with its address. What follows it in that place is made for the same owner."""
         slot.close()
         host = Netlink()
         try:
@@ -454,12 +456,13 @@ class SlotPool:
             slot.close()
         self._guard.close()
 
-    def _take(self, cancelled: Callable[[], bool]) -> Slot:
+    def _take(self, cancelled: Callable[[], bool], owner: int | None) -> Slot:
         deadline = time.monotonic() + TAKE_TIMEOUT_S
         with self._changed:
             while True:
                 while self._ready:
-                    slot = self._ready.popleft()
+                    slot = next((one for one in self._ready if one.owner == owner), self._ready[0])
+                    self._ready.remove(slot)
                     if slot.is_sound():
                         return slot
                     self._used.append(slot)
@@ -493,7 +496,7 @@ class SlotPool:
                     # Its stage's record comes first; both need the interpreter's lock.
                     time.sleep(_RECORD_S)
                     slot.close()
-                made = Slot(index, config, host, self._directory / str(index))
+                made = self._make(index, config, host, None if slot is None else slot.owner)
             except (OSError, NftError, HostSetupError) as problem:
                 self._failed(index, problem)
                 continue
@@ -502,6 +505,14 @@ class SlotPool:
                 (self._ready if config is self.config else self._used).append(made)
                 self._problem = None
                 self._changed.notify_all()
+
+    def _make(self, index: int, config: NetworkConfig, host: Netlink, owner: int | None) -> Slot:
+        directory = self._directory / str(index)
+        if owner is not None:
+            # Whoever it was made for may be gone.
+            with contextlib.suppress(OSError):
+                return Slot(index, config, host, directory, owner)
+        return Slot(index, config, host, directory)
 
     def _failed(self, index: int, problem: Exception) -> None:
         with self._changed:
