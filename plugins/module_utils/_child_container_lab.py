@@ -634,6 +634,8 @@ def main() -> None:
     lab = Lab(config, group)
     answer: dict[str, Any] = {"observations": [], "workers": {}}
     try:
+        if not OWN_OF_CONTAINERD[-1].exists():
+            MADE_BY_CONTAINERD.touch()
         lab.build()
         seccomp = lab.system_call_filter()
         answer["built_s"] = round(time.monotonic() - started, 1)
@@ -653,6 +655,11 @@ def main() -> None:
 # --- In the module --------------------------------------------------------------------------------
 
 
+# A containerd of an engine's own makes them, whatever else it is told about places.
+OWN_OF_CONTAINERD = tuple(Path("/opt/containerd", name) for name in ("bin", "lib", ""))
+MADE_BY_CONTAINERD = LAB / "made-by-containerd"
+
+
 def clean_up() -> bool:
     """Ends what an earlier run left; returns whether there was anything."""
     left = subprocess.run(["systemctl", "is-active", "--quiet", f"{UNIT}.service"], check=False).returncode == 0  # fmt: skip
@@ -666,6 +673,10 @@ def clean_up() -> bool:
         for directory, _, _ in os.walk(group, topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
+    if MADE_BY_CONTAINERD.exists():
+        for path in OWN_OF_CONTAINERD:
+            with contextlib.suppress(OSError):
+                path.rmdir()
     if LAB.exists():
         left = True
         shutil.rmtree(LAB, ignore_errors=True)

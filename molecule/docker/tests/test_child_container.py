@@ -18,7 +18,7 @@ UNIT = "cellblock-child-container"
 LEFT = (
     f"find /sys/fs/cgroup /run /var/lib/docker /etc/systemd /run/systemd/transient -maxdepth 4 -name '{UNIT}*';"
     " ip -o link | grep cbx-; ps ax | grep -E 'peer[.]py|cbx-front' | grep -v grep;"
-    " docker ps -aq; docker image ls -q --filter reference=cellblock-child-container"
+    " docker ps -aq; docker image ls -q --filter reference=cellblock-child-container; ls -d /opt/containerd 2>/dev/null"
 )
 UNTOUCHED = (
     "docker network ls -q; sysctl -n net.bridge.bridge-nf-call-iptables net.ipv4.ip_forward; iptables-save | grep -v '^#' | sed 's/[[].*//';"

@@ -140,11 +140,11 @@ def test_rules_that_are_put_back_leave_the_engines_alone(lab: Any, workload: str
 @pytest.fixture
 def job(lab: Any) -> Iterator[str]:
     """A namespace behind an interface of jobs, with an address of theirs, that the host gives its own."""
-    text = lab.output("slave2", "nft list chain inet cellblock forward")
+    text = lab.output("slave1", "nft list chain inet cellblock forward")
     network = text.split("ip saddr ")[1].split("meta")[0].strip(" {}").split("/")[0]
     address = network.rpartition(".")[0] + "." + str(int(network.rpartition(".")[2]) + 5)
     lab.output(
-        "slave2",
+        "slave1",
         f"""set -e
         ip netns add {JOB_NAMESPACE}
         ip link add cbjtest type veth peer name eth0 netns {JOB_NAMESPACE}
@@ -160,7 +160,7 @@ def job(lab: Any) -> Iterator[str]:
     )
     yield address
     lab.run(
-        "slave2",
+        "slave1",
         f"ip netns del {JOB_NAMESPACE}; umount /run/netns; ip link del cbjtest; nft delete table ip test_nat",
     )
 
@@ -170,16 +170,16 @@ def test_what_is_passed_on_for_jobs_passes_the_engine(lab: Any, job: str) -> Non
     ask = f"ip netns exec {JOB_NAMESPACE} python3 -c '{program}'"
 
     def reached() -> bool:
-        return bool(lab.run("slave2", ask).returncode == 0)
+        return bool(lab.run("slave1", ask).returncode == 0)
 
-    assert "-P FORWARD DROP" in lab.output("slave2", "iptables -S FORWARD")
+    assert "-P FORWARD DROP" in lab.output("slave1", "iptables -S FORWARD")
     assert reached()
     # Control: without what the drop-in does, the engine's policy drops it.
     lab.output(
-        "slave2",
+        "slave1",
         "iptables -D DOCKER-USER -i cbj+ -j ACCEPT; iptables -D DOCKER-USER -o cbj+ -j ACCEPT",
     )
     assert not reached()
-    lab.output("slave2", "systemctl reset-failed docker; systemctl restart docker")
+    lab.output("slave1", "systemctl reset-failed docker; systemctl restart docker")
     assert reached()
-    assert lab.output("slave2", "iptables -S DOCKER-USER | grep -c cbj") == "2"
+    assert lab.output("slave1", "iptables -S DOCKER-USER | grep -c cbj") == "2"
