@@ -32,7 +32,8 @@ _REMEDY = "see 'journalctl -u cellblock-worker'"
 def _docker(*arguments: str) -> str:
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        words = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        # The engine's reason comes first; the last line may say no more than that it failed.
+        words = (done.stderr.strip().splitlines() or ["no message"])[0]
         raise HostSetupError("worker container", f"docker {arguments[0]}: {words}", _REMEDY)
     return done.stdout.strip()
 
