@@ -719,3 +719,10 @@ def test_rules_on_trial_go_though_the_earlier_ones_do_not_load(jobs: tuple[Host,
     host.broken.clear()
     Guard(host.rules).look()
     assert host.state() == "loaded"
+
+
+def test_rules_as_they_were_written_are_no_listing() -> None:
+    """What is recorded at a boot where somebody else kept changing rules; the next look loads them once more."""
+    written = "# Made by a role.\n" + PRETTY.replace("{\n", "{\n\t# Why.\n\tcounter drops { }\n", 1)
+    missing, added = compare("table inet cellblock", written, PRETTY)
+    assert missing or added

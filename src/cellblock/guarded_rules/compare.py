@@ -60,7 +60,8 @@ def shown(items: Iterable[Item]) -> str:
 def parse_listing(listing: str) -> Listing:
     """nft's listing of one table as object ('chain input', 'set a_v4') -> its lines in order.
 
-    The elements of a set become a line each.
+    The elements of a set become a line each. Rules as they were written can be taken apart as well, and differ from
+    any listing.
     """
     objects: Listing = {}
     name = ""
@@ -68,7 +69,7 @@ def parse_listing(listing: str) -> Listing:
     depth = 0
     for raw in listing.splitlines():
         line = raw.strip()
-        if not line:
+        if not line or line.startswith("#"):
             continue
         bare = re.sub(r'"[^"]*"', '""', line)
         change = bare.count("{") - bare.count("}")
@@ -88,7 +89,7 @@ def parse_listing(listing: str) -> Listing:
         else:
             statement, depth = line, change
         if depth <= 0:
-            objects[name].extend(_lines_of(statement))
+            objects.setdefault(name, []).extend(_lines_of(statement))
             statement = ""
     return {key: lines for key, lines in objects.items() if key or lines}
 
