@@ -1084,3 +1084,16 @@ def test_what_is_refused_is_refused_at_once(make_pool: MakePool) -> None:
                     pass
     # A busy machine may be late now and then.
     assert unanswered < 15
+
+
+def test_a_counter_that_somebody_took_away_is_named(make_pool: MakePool) -> None:
+    pool = make_pool()
+    with slot(pool, "cache") as taken:
+        taken.traffic()
+        with inside(taken.namespace):
+            nft = Nft()
+        nft.run("flush table inet cellblock")
+        nft.run("delete counter inet cellblock refused")
+        nft.close()
+        with pytest.raises(HostSetupError, match="has lost its counters refused"):
+            taken.traffic()

@@ -103,6 +103,7 @@ _HOST_END_WITH_IPV6 = {
 }
 # A packet from the middle of an unknown connection is none of the job's.
 _CONNTRACK_SYSCTLS = {"netfilter/nf_conntrack_tcp_loose": "0"}
+_COUNTERS = {"sent", "received", "refused", "throttled", "over_bytes", "over_connections"}
 # Sockets that a job left unsent data in would keep the namespace for minutes.
 _END_SYSCTLS = {"ipv4/tcp_orphan_retries": "1", "ipv4/tcp_fin_timeout": "1"}
 
@@ -203,6 +204,13 @@ class Slot:
             ) from None
         packets = {e["counter"]["name"]: e["counter"]["packets"] for e in listed}
         size = {e["counter"]["name"]: e["counter"]["bytes"] for e in listed}
+        if not set(packets) >= _COUNTERS:
+            # Root of the worker container, in a namespace of its own.
+            raise HostSetupError(
+                f"network slot {self.index}",
+                f"has lost its counters {', '.join(sorted(_COUNTERS - set(packets)))}",
+                "nobody but the engine may change what is in its namespaces",
+            )
         return Traffic(
             sent_bytes=size["sent"],
             sent_packets=packets["sent"],

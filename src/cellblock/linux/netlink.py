@@ -110,6 +110,7 @@ def new_namespace_of(pid: int) -> int:
             _wait_there(user, theirs)
         os.close(user)
         theirs.close()
+        ours.settimeout(_TIMEOUT_S)
         try:
             failed = int.from_bytes(ours.recv(4), "little")
             if failed:
